@@ -1,0 +1,3 @@
+//! Live migration of bare QEMU guests.
+
+pub mod units;

@@ -1,0 +1,2 @@
+//! The command `qmigrate`.
+fn main() {}
