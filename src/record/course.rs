@@ -1,0 +1,142 @@
+//! What is measured and decided while a migration runs.
+
+use serde::{Deserialize, Serialize};
+
+/// The parts of a migration, in the order of the design; `retreat` may follow on any up to `handover`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PhaseName {
+    /// All blockers are looked for; nothing is changed.
+    Check,
+    /// The destination is started.
+    Destination,
+    /// Capabilities and parameters are set on both sides.
+    Prepare,
+    /// Memory is copied while the guest runs.
+    Stream,
+    /// The source stands still and sends the rest.
+    Switchover,
+    /// Both have completed; the destination may be told to run the guest.
+    Handover,
+    /// The guest runs on the destination; the source is ended, names are taken over.
+    Finish,
+    /// The guest goes back to its source.
+    Retreat,
+    /// Nothing more happens.
+    Ended,
+}
+
+impl PhaseName {
+    /// The name as it stands in JSON and on the screen.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Check => "check",
+            Self::Destination => "destination",
+            Self::Prepare => "prepare",
+            Self::Stream => "stream",
+            Self::Switchover => "switchover",
+            Self::Handover => "handover",
+            Self::Finish => "finish",
+            Self::Retreat => "retreat",
+            Self::Ended => "ended",
+        }
+    }
+}
+
+/// A phase began.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct PhaseChange {
+    /// Which.
+    pub phase: PhaseName,
+    /// When, in milliseconds since the start of the migration.
+    pub at_ms: f64,
+}
+
+/// A pass over the guest's memory began: QEMU has looked anew which pages are dirty.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Pass {
+    /// QEMU's `dirty-sync-count`. The first pass is 1, and QEMU does not always announce it.
+    pub number: u64,
+    /// When, in milliseconds since the start of the migration.
+    pub at_ms: f64,
+    /// What this pass has to send.
+    pub remaining_bytes: u64,
+}
+
+/// What `query-migrate` said at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Sample {
+    /// When the answer came, in milliseconds since the start of the migration.
+    pub at_ms: f64,
+    /// Sent so far, in bytes.
+    pub transferred_bytes: u64,
+    /// Dirty and not yet sent, in bytes; an estimate between two passes.
+    pub remaining_bytes: u64,
+    /// The guest's memory in bytes.
+    pub total_bytes: u64,
+    /// Passes begun so far (`dirty-sync-count`).
+    pub passes: u64,
+    /// Distinct pages dirtied per second in the last pass, in bytes per second. It saturates: a guest that dirties
+    /// faster than the link shows about the rate of the link.
+    pub dirty_bytes_per_second: u64,
+    /// The rate of the stream, in bytes per second, as this engine measured it; 0 before there is a measurement.
+    pub stream_bytes_per_second: u64,
+    /// The `downtime-limit` in force, in milliseconds.
+    pub downtime_limit_ms: u64,
+    /// QEMU's throttle in per cent; 0 when it is off.
+    pub throttle_percent: u64,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "choice", rename_all = "snake_case")]
+pub enum Choice {
+    /// Set QEMU's `downtime-limit` to so many milliseconds.
+    Limit {
+        /// The new limit in milliseconds.
+        downtime_limit_ms: u64,
+    },
+    /// No downtime within the budget will do; give up.
+    Infeasible {
+        /// The smallest downtime that would do, in milliseconds, as far as is known.
+        smallest_downtime_ms: u64,
+    },
+    /// The time budget is spent.
+    OutOfTime,
+    /// A person stopped the guest so that what is left can be sent.
+    Pause,
+    /// A person changed a budget.
+    Budget,
+}
+
+/// What the controller expects.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Forecast {
+    /// The blackout, in milliseconds.
+    pub blackout_ms: f64,
+}
+
+/// A decision with its reason, one line that a person understands.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Decision {
+    /// When, in milliseconds since the start of the migration.
+    pub at_ms: f64,
+    /// What.
+    #[serde(flatten)]
+    pub choice: Choice,
+    /// Why.
+    pub reason: String,
+    /// What is expected of it.
+    pub forecast: Option<Forecast>,
+}
+
+/// Something the user should know though it stops nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Warning {
+    /// A stable word to filter by.
+    pub code: String,
+    /// One sentence.
+    pub message: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
