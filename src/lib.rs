@@ -4,3 +4,9 @@
 pub mod units;
 /// One migration as plain, versioned data; others fill it or draw it.
 pub mod record;
+/// Where a QEMU lives: processes, sockets, directories.
+pub mod host;
+/// One QEMU: its command line, what it is, and starting its twin.
+pub mod qemu;
+/// Will it end, when, at what cost: pure functions on samples.
+pub mod converge;

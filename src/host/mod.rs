@@ -1,0 +1,22 @@
+//! Where a QEMU lives: its process, its sockets, and the engine's own directories on that host.
+//!
+//! This room knows processes and files, and nothing of QEMU or of migration. A process is named by more than its
+//! number ([`ProcessIdentity`]) and is watched and ended through a pidfd ([`ProcessHandle`]), so that a recycled
+//! number is never taken for it.
+
+/// The engine's own directories: private, owned by the right user, never in /tmp.
+mod directory;
+/// Starts a process that outlives the engine.
+mod launch;
+/// One process, watched and ended as itself.
+mod process;
+/// What /proc says of a process.
+mod proc;
+/// Who holds the other end of a unix socket.
+mod socket;
+
+pub use directory::{DirectoryError, PrivateDirectory, runtime_directory, state_directory};
+pub use launch::{Credentials, Launch, launch};
+pub use process::{ProcessHandle, ProcessIdentity, executable_name};
+pub use proc::{ProcError, ProcessView, command_line, processes};
+pub use socket::{listening_process, unix_socket_clients};

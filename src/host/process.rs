@@ -1,0 +1,133 @@
+//! One process, watched and ended as itself.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde::{Deserialize, Serialize};
+use tokio::io::unix::AsyncFd;
+
+use super::proc::{ProcError, start_time};
+
+/// What names one process for as long as the host is up: its number is used again, the rest is not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessIdentity {
+    /// Its number.
+    pub pid: i32,
+    /// When it started, in clock ticks since boot.
+    pub start_time_ticks: u64,
+    /// The user that it runs as.
+    pub user: u32,
+}
+
+impl ProcessIdentity {
+    /// The identity of the process that has this number now.
+    pub fn of(pid: i32) -> Result<Self, ProcError> {
+        let start_time_ticks = start_time(pid)?;
+        let metadata =
+            std::fs::metadata(format!("/proc/{pid}")).map_err(|source| ProcError::Io { pid, what: "owner", source })?;
+        Ok(Self { pid, start_time_ticks, user: metadata.uid() })
+    }
+}
+
+/// A hold on one process: it can be watched and ended, and its number cannot come to mean another.
+#[derive(Debug)]
+pub struct ProcessHandle {
+    identity: ProcessIdentity,
+    pidfd: AsyncFd<OwnedFd>,
+}
+
+impl ProcessHandle {
+    /// Takes hold of a process by its number.
+    ///
+    /// Must be called within a tokio runtime.
+    pub fn open(pid: i32) -> io::Result<Self> {
+        let number = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
+        // First the hold, then the name: what is read after the hold belongs to the process held, or it has ended.
+        let pidfd = pidfd_open(number, PidfdFlags::NONBLOCK)?;
+        let identity = ProcessIdentity::of(pid).map_err(io::Error::other)?;
+        // SAFETY: an `OwnedFd` is the same open descriptor until it is dropped, and here it is dropped with the
+        // `AsyncFd` that owns it.
+        let pidfd = unsafe { AsyncFd::register(pidfd) }.map_err(io::Error::from)?;
+        Ok(Self { identity, pidfd })
+    }
+
+    /// Its number.
+    pub fn pid(&self) -> i32 {
+        self.identity.pid
+    }
+
+    /// Its name.
+    pub fn identity(&self) -> &ProcessIdentity {
+        &self.identity
+    }
+
+    /// Ends it at once (`SIGKILL`), also when it is stopped. One that has already ended is fine.
+    pub fn kill(&self) -> io::Result<()> {
+        match pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&self) -> bool {
+        let mut polled = [rustix::event::PollFd::new(self.pidfd.get_ref(), rustix::event::PollFlags::IN)];
+        let at_once = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        rustix::event::poll(&mut polled, Some(&at_once)).is_ok_and(|ready| ready > 0)
+    }
+
+    /// Waits until it has ended: its memory is gone and it will never run again.
+    pub async fn ended(&self) {
+        // A pidfd becomes readable when its process has ended, and stays so. An error here can only mean that the
+        // runtime is being torn down; then nobody waits for the answer.
+        let _ = self.pidfd.readable().await;
+    }
+
+    /// Waits until it has ended, but not longer than `bound`; says whether it has.
+    pub async fn ended_within(&self, bound: Duration) -> bool {
+        tokio::time::timeout(bound, self.ended()).await.is_ok()
+    }
+}
+
+/// The name of a program without its path and without the ` (deleted)` that Linux adds.
+pub fn executable_name(path: &Path) -> &str {
+    path.file_name().and_then(OsStr::to_str).map_or("", |name| name.trim_end_matches(" (deleted)"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sleeper() -> tokio::process::Child {
+        tokio::process::Command::new("sleep").arg("1000").kill_on_drop(true).spawn().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_process_is_ended_for_certain_even_when_stopped() {
+        let mut child = sleeper();
+        let pid = i32::try_from(child.id().unwrap()).unwrap();
+        let handle = ProcessHandle::open(pid).unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGSTOP).unwrap();
+        assert!(!handle.has_ended());
+        handle.kill().unwrap();
+        assert!(handle.ended_within(Duration::from_secs(10)).await);
+        assert!(handle.has_ended());
+        child.wait().await.unwrap();
+        handle.kill().expect("one that has ended is fine");
+    }
+
+    #[tokio::test]
+    async fn two_processes_have_two_identities() {
+        let (first, second) = (sleeper(), sleeper());
+        let identity = |child: &tokio::process::Child| {
+            ProcessIdentity::of(i32::try_from(child.id().unwrap()).unwrap()).unwrap()
+        };
+        assert_ne!(identity(&first), identity(&second));
+        assert_eq!(identity(&first), identity(&first));
+    }
+}

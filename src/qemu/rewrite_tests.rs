@@ -1,0 +1,141 @@
+//! The rules of `rewrite`, row by row.
+
+use super::*;
+
+fn id() -> MigrationId {
+    "k3f9x2ab".parse().unwrap()
+}
+
+fn line(text: &str) -> CommandLine {
+    let words: Vec<_> = shell_words::split(text).unwrap().into_iter().map(Into::into).collect();
+    CommandLine::parse(&words).unwrap()
+}
+
+fn rewritten(text: &str) -> Result<Rewritten, RewriteError> {
+    let setting = Setting {
+        id: &id(),
+        working_directory: Path::new("/lab"),
+        runtime_directory: Path::new("/run/qmigrate/k3f9x2ab"),
+        machine: Some("pc-i440fx-10.0"),
+        incoming: "defer",
+        qemu: None,
+        globals: &[],
+    };
+    rewrite(&line(&format!("qemu-system-x86_64 {text}")), &setting)
+}
+
+fn spaced(line: &CommandLine) -> String {
+    line.render().join(std::ffi::OsStr::new(" ")).into_string().unwrap()
+}
+
+/// The destination's options for a source's, without what is always added.
+fn options(text: &str) -> String {
+    spaced(&rewritten(text).unwrap().line).strip_prefix("qemu-system-x86_64 ").unwrap().to_owned()
+}
+
+#[test]
+fn the_destination_is_held_and_waits_on_the_versioned_machine() {
+    assert_eq!(
+        options("-S -daemonize -loadvm x -incoming tcp:0:4444 -qmp unix:/run/vm.qmp,server=on,wait=off -m 1G"),
+        "-qmp unix:/run/.qmigrate-k3f9x2ab/vm.qmp,server=on,wait=off -m 1G -machine pc-i440fx-10.0 -S -incoming defer"
+    );
+    for machine in ["-machine pc,accel=kvm", "-M pc,accel=kvm", "-machine type=pc,accel=kvm"] {
+        let options = options(&format!("{machine} -qmp unix:q,server"));
+        assert!(options.contains("pc-i440fx-10.0,accel=kvm"), "{options}");
+    }
+    assert!(options("-machine accel=tcg").starts_with("-machine pc-i440fx-10.0,accel=tcg "));
+}
+
+#[test]
+fn whatever_listens_gets_a_name_of_its_own_beside_the_old_one() {
+    let made = rewritten("-qmp unix:vm.qmp,server,nowait -pidfile /p/vm.pid -serial unix:/p/s,server=on").unwrap();
+    assert_eq!(made.qmp, Path::new("/lab/.qmigrate-k3f9x2ab/vm.qmp"));
+    assert_eq!(made.directories, [Path::new("/lab/.qmigrate-k3f9x2ab"), Path::new("/p/.qmigrate-k3f9x2ab")]);
+    let publics: Vec<_> = made.renames.iter().map(|rename| rename.public.to_str().unwrap()).collect();
+    assert_eq!(publics, ["/lab/vm.qmp", "/p/vm.pid", "/p/s"]);
+}
+
+#[test]
+fn a_guest_that_was_moved_before_keeps_the_name_that_its_users_know() {
+    let made = rewritten("-qmp unix:/run/.qmigrate-00000000/vm.qmp,server=on,wait=off").unwrap();
+    assert_eq!(made.qmp, Path::new("/run/.qmigrate-k3f9x2ab/vm.qmp"));
+    assert_eq!(made.renames[0].public, Path::new("/run/vm.qmp"));
+}
+
+#[test]
+fn a_long_form_monitor_is_found_and_renamed() {
+    let made = rewritten(
+        "-chardev socket,id=mon0,path=/r/m,server=on,wait=off -mon chardev=mon0,mode=control \
+         -chardev socket,id=h,path=/r/h,server=on,wait=off -mon chardev=h,mode=readline",
+    )
+    .unwrap();
+    assert_eq!(made.qmp, Path::new("/r/.qmigrate-k3f9x2ab/m"));
+    let humans: Vec<_> = human_monitors(&made.line).collect();
+    assert_eq!(humans, [Path::new("/r/.qmigrate-k3f9x2ab/h")]);
+}
+
+#[test]
+fn a_source_without_a_qmp_socket_gives_a_destination_with_one_and_not_two_the_next_time() {
+    let made = rewritten("-qmp tcp:127.0.0.1:4444,server=on").unwrap();
+    assert_eq!(made.qmp, Path::new("/run/qmigrate/k3f9x2ab/qmp"));
+    let again = rewritten("-qmp unix:/run/qmigrate/00000000/qmp,server=on,wait=off").unwrap();
+    assert_eq!(again.line.values("qmp").count(), 1);
+    assert_eq!(again.qmp, Path::new("/run/qmigrate/k3f9x2ab/qmp"));
+}
+
+#[test]
+fn files_are_appended_to_and_not_cut() {
+    assert!(options("-serial file:/l/a,b").starts_with(
+        "-chardev file,id=qmigrate0,path=/l/a,,b,append=on -serial chardev:qmigrate0 "
+    ));
+    assert!(options("-chardev file,id=x,path=/l").starts_with("-chardev file,id=x,path=/l,append=on "));
+    assert!(options("-D /l/q.log").starts_with("-D /l/q.log.k3f9x2ab "));
+    assert!(options("-D /l/q.log.00000000").starts_with("-D /l/q.log.k3f9x2ab "));
+}
+
+#[test]
+fn a_client_socket_stays_as_it_is() {
+    let heartbeat = "-chardev socket,id=heartbeat,path=/r/beats ";
+    assert!(options(heartbeat).starts_with(heartbeat));
+}
+
+#[test]
+fn what_would_hurt_the_running_guest_is_refused() {
+    for shared in [
+        "-object memory-backend-file,id=m,size=1G,mem-path=/dev/shm/x,share=on",
+        r#"-object '{"qom-type":"memory-backend-file","id":"m","share":true}'"#,
+    ] {
+        assert!(matches!(rewritten(shared), Err(RewriteError::SharedMemory(_))), "{shared}");
+    }
+    for private in ["-snapshot", "-drive file=a,snapshot=on"] {
+        assert!(matches!(rewritten(private), Err(RewriteError::Snapshot(_))), "{private}");
+    }
+    rewritten("-object memory-backend-file,id=m,size=1G,mem-path=/dev/shm/x,share=off").unwrap();
+}
+
+#[test]
+fn a_socket_path_that_would_grow_too_long_moves_to_the_runtime_directory() {
+    let long = format!("/{}/q", "d".repeat(95));
+    let made = rewritten(&format!("-qmp unix:{long},server=on")).unwrap();
+    assert_eq!(made.qmp, Path::new("/run/qmigrate/k3f9x2ab/q"));
+    assert_eq!(made.warnings[0].code, "socket-moved");
+}
+
+#[test]
+fn another_qemu_replaces_loader_and_program() {
+    let setting = Setting {
+        id: &id(),
+        working_directory: Path::new("/"),
+        runtime_directory: Path::new("/run/qmigrate/k3f9x2ab"),
+        machine: None,
+        incoming: "tcp:0:4444",
+        qemu: Some(Path::new("/new/qemu-system-x86_64")),
+        globals: &["migration.x-events=on".to_owned()],
+    };
+    let made = rewrite(&line("/q/ld.so --library-path /l /q/qemu-system-x86_64 -m 1G"), &setting).unwrap();
+    assert_eq!(
+        spaced(&made.line),
+        "/new/qemu-system-x86_64 -m 1G -qmp unix:/run/qmigrate/k3f9x2ab/qmp,server=on,wait=off -S \
+         -global migration.x-events=on -incoming tcp:0:4444"
+    );
+}
