@@ -143,7 +143,9 @@ impl Controller {
 
     fn raise(&mut self, remaining_bytes: u64, largest_ms: u64) -> Verdict {
         let needed_ms = self.bandwidth.bytes_per_ms().map(|rate| as_f64(remaining_bytes) * MARGIN / rate);
-        self.limit_ms = needed_ms.map_or(self.limit_ms * 2, |needed| rounded_up(needed).max(self.limit_ms + 1)).min(largest_ms);
+        self.limit_ms = needed_ms
+            .map_or(self.limit_ms * 2, |needed| rounded_up(needed).max(self.limit_ms + 1))
+            .min(largest_ms);
         let reason = format!(
             "passes no longer get smaller ({} left): the limit rises within the budget of {}",
             show_bytes(remaining_bytes),
@@ -155,7 +157,8 @@ impl Controller {
 
     fn infeasible(&self) -> Verdict {
         let smallest_bytes = self.smallest_pass_bytes.unwrap_or(0);
-        let copy_ms = self.bandwidth.bytes_per_ms().map_or(0.0, |rate| as_f64(smallest_bytes) * MARGIN / rate);
+        let copy_ms =
+            self.bandwidth.bytes_per_ms().map_or(0.0, |rate| as_f64(smallest_bytes) * MARGIN / rate);
         let smallest_downtime_ms = rounded_up(copy_ms) + SWITCH_COST_MS;
         let reason = format!(
             "the guest dirties {} while a pass is sent and {STALLED_PASSES} passes brought no new low: a downtime of about \

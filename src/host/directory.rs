@@ -142,11 +142,7 @@ mod tests {
     fn a_private_directory_is_made_once_and_removed_whole() {
         let base = tempfile::tempdir().unwrap();
         let path = base.path().join("one");
-        let owner = Credentials {
-            user: geteuid(),
-            group: nix::unistd::getegid(),
-            groups: vec![],
-        };
+        let owner = Credentials { user: geteuid(), group: nix::unistd::getegid(), groups: vec![] };
         let directory = PrivateDirectory::create(path.clone(), &owner).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
         assert!(PrivateDirectory::create(path.clone(), &owner).is_err());

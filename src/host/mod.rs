@@ -8,15 +8,15 @@
 mod directory;
 /// Starts a process that outlives the engine.
 mod launch;
-/// One process, watched and ended as itself.
-mod process;
 /// What /proc says of a process.
 mod proc;
+/// One process, watched and ended as itself.
+mod process;
 /// Who holds the other end of a unix socket.
 mod socket;
 
 pub use directory::{DirectoryError, PrivateDirectory, runtime_directory, state_directory};
 pub use launch::{Credentials, Launch, launch};
-pub use process::{ProcessHandle, ProcessIdentity, executable_name};
 pub use proc::{ProcError, ProcessView, command_line, processes};
+pub use process::{ProcessHandle, ProcessIdentity, executable_name};
 pub use socket::{listening_process, unix_socket_clients};

@@ -28,8 +28,11 @@ impl ProcessIdentity {
     /// The identity of the process that has this number now.
     pub fn of(pid: i32) -> Result<Self, ProcError> {
         let start_time_ticks = start_time(pid)?;
-        let metadata =
-            std::fs::metadata(format!("/proc/{pid}")).map_err(|source| ProcError::Io { pid, what: "owner", source })?;
+        let metadata = std::fs::metadata(format!("/proc/{pid}")).map_err(|source| ProcError::Io {
+            pid,
+            what: "owner",
+            source,
+        })?;
         Ok(Self { pid, start_time_ticks, user: metadata.uid() })
     }
 }

@@ -64,7 +64,9 @@ fn holders(inodes: &HashSet<u32>) -> Vec<i32> {
     let holds = |pid: &i32| {
         let Ok(descriptors) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
         descriptors.flatten().filter_map(|entry| std::fs::read_link(entry.path()).ok()).any(|target| {
-            let inode = target.to_str().and_then(|text| text.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok());
+            let inode = target
+                .to_str()
+                .and_then(|text| text.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok());
             inode.is_some_and(|inode| inodes.contains(&inode))
         })
     };
@@ -96,7 +98,9 @@ fn unix_sockets() -> io::Result<Vec<UnixResponse>> {
         while !rest.is_empty() {
             let message = NetlinkMessage::<SockDiagMessage>::deserialize(rest).map_err(io::Error::other)?;
             match message.payload {
-                NetlinkPayload::InnerMessage(SockDiagMessage::UnixResponse(response)) => found.push(*response),
+                NetlinkPayload::InnerMessage(SockDiagMessage::UnixResponse(response)) => {
+                    found.push(*response)
+                }
                 NetlinkPayload::Done(_) => return Ok(found),
                 NetlinkPayload::Error(error) => return Err(error.to_io()),
                 _ => {}

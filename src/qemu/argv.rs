@@ -8,11 +8,42 @@ use std::path::Path;
 
 /// Options that stand alone (`qemu-options.hx`, 5.2 to 11.1); every other one takes the next word as its value.
 const WITHOUT_VALUE: &[&str] = &[
-    "S", "alt-grab", "async-teardown", "ctrl-grab", "daemonize", "enable-fips", "enable-kvm", "enable-sync-profile",
-    "full-screen", "h", "help", "mem-prealloc", "no-acpi", "no-fd-bootchk", "no-hpet", "no-kvm", "no-quit",
-    "no-reboot", "no-shutdown", "no-user-config", "nodefaults", "nographic", "old-param", "only-migratable",
-    "portrait", "preconfig", "s", "sdl", "semihosting", "singlestep", "snapshot", "usb", "version", "win2k-hack",
-    "xen-attach", "xen-domid-restrict",
+    "S",
+    "alt-grab",
+    "async-teardown",
+    "ctrl-grab",
+    "daemonize",
+    "enable-fips",
+    "enable-kvm",
+    "enable-sync-profile",
+    "full-screen",
+    "h",
+    "help",
+    "mem-prealloc",
+    "no-acpi",
+    "no-fd-bootchk",
+    "no-hpet",
+    "no-kvm",
+    "no-quit",
+    "no-reboot",
+    "no-shutdown",
+    "no-user-config",
+    "nodefaults",
+    "nographic",
+    "old-param",
+    "only-migratable",
+    "portrait",
+    "preconfig",
+    "s",
+    "sdl",
+    "semihosting",
+    "singlestep",
+    "snapshot",
+    "usb",
+    "version",
+    "win2k-hack",
+    "xen-attach",
+    "xen-domid-restrict",
 ];
 
 /// One option, with its value where it takes one.
@@ -66,10 +97,13 @@ impl CommandLine {
     pub fn parse(arguments: &[OsString]) -> Result<Self, CommandLineError> {
         let words = arguments
             .iter()
-            .map(|word| word.to_str().ok_or_else(|| CommandLineError::NotText(word.to_string_lossy().into_owned())))
+            .map(|word| {
+                word.to_str().ok_or_else(|| CommandLineError::NotText(word.to_string_lossy().into_owned()))
+            })
             .collect::<Result<Vec<_>, _>>()?;
-        let start = program_position(&words)
-            .ok_or_else(|| CommandLineError::NotQemu(words.iter().take(3).copied().collect::<Vec<_>>().join(" ")))?;
+        let start = program_position(&words).ok_or_else(|| {
+            CommandLineError::NotQemu(words.iter().take(3).copied().collect::<Vec<_>>().join(" "))
+        })?;
         let (launcher, rest) = words.split_at(start);
         let mut rest = rest.iter();
         let program = rest.next().copied().unwrap_or_default().to_owned();
@@ -102,7 +136,10 @@ impl CommandLine {
 
     /// The values of an option, in order.
     pub fn values<'line>(&'line self, name: &'line str) -> impl Iterator<Item = &'line str> {
-        self.options.iter().filter(move |option| option.name == name).filter_map(|option| option.value.as_deref())
+        self.options
+            .iter()
+            .filter(move |option| option.name == name)
+            .filter_map(|option| option.value.as_deref())
     }
 
     /// Whether an option stands on it.
@@ -212,7 +249,8 @@ mod tests {
 
     #[test]
     fn options_with_and_without_a_value_and_disk_images_are_told_apart() {
-        let line = CommandLine::parse(&words("qemu-system-x86_64 -S --name a,b=c -nographic disk.img -m 1G")).unwrap();
+        let line = CommandLine::parse(&words("qemu-system-x86_64 -S --name a,b=c -nographic disk.img -m 1G"))
+            .unwrap();
         assert_eq!(line.program, "qemu-system-x86_64");
         assert_eq!(
             line.options,

@@ -1,6 +1,23 @@
 //! One QEMU: its command line, what it is, and starting its twin.
+//!
+//! ```text
+//!   SOURCE ──locate──► Located ──Inventory::take──► Inventory
+//!                         │ CommandLine                │ machine type ...
+//!                         └────────► rewrite ◄─────────┘
+//!                                       │ Rewritten
+//!                                    twin::start ──► a destination that waits, held by -S
+//! ```
 
 /// A QEMU command line as options in order, read from /proc and rendered back.
 pub mod argv;
+/// What a QEMU says of itself.
+pub mod inventory;
+/// Finds the QEMU that the user means.
+pub mod locate;
 /// The destination's command line, made from the source's.
 pub mod rewrite;
+/// Starts a destination and waits until it can be spoken to.
+pub mod twin;
+
+pub use inventory::{ANSWER_WITHIN, Inventory};
+pub use locate::{LocateError, Located, QemuName, locate};

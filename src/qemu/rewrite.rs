@@ -30,7 +30,8 @@ const LONGEST_SOCKET_PATH: usize = 107;
 const PRIVATE_PREFIX: &str = ".qmigrate-";
 
 /// Options whose value is a character device in the short form (`unix:...`, `file:...`, `stdio`).
-const CHARACTER_DEVICES: [&str; 7] = ["qmp", "qmp-pretty", "monitor", "serial", "parallel", "debugcon", "virtioconsole"];
+const CHARACTER_DEVICES: [&str; 7] =
+    ["qmp", "qmp-pretty", "monitor", "serial", "parallel", "debugcon", "virtioconsole"];
 
 /// What the rewriting needs to know besides the command line.
 #[derive(Debug, Clone)]
@@ -179,7 +180,9 @@ impl Work<'_> {
             "drive" if KeyValues::parse(value).is_on("snapshot") => {
                 return Err(RewriteError::Snapshot(format!("-drive {value}")));
             }
-            "object" if shares_memory(value) => return Err(RewriteError::SharedMemory(format!("-object {value}"))),
+            "object" if shares_memory(value) => {
+                return Err(RewriteError::SharedMemory(format!("-object {value}")));
+            }
             _ => self.push(option.clone()),
         }
         Ok(())
@@ -250,7 +253,8 @@ impl Work<'_> {
     fn own_name(&mut self, what: &str, path: &Path) -> PathBuf {
         let public = public_name(path);
         let name = public.file_name().map_or_else(|| PathBuf::from(what), PathBuf::from);
-        let beside = public.parent().unwrap_or(Path::new("")).join(format!("{PRIVATE_PREFIX}{}", self.setting.id));
+        let beside =
+            public.parent().unwrap_or(Path::new("")).join(format!("{PRIVATE_PREFIX}{}", self.setting.id));
         let absolute = self.setting.working_directory.join(beside.join(&name));
         if absolute.as_os_str().len() <= LONGEST_SOCKET_PATH {
             let directory = self.setting.working_directory.join(&beside);
@@ -273,9 +277,10 @@ impl Work<'_> {
     /// Whether this is a QMP socket that [`Work::choose_qmp`] added in an earlier migration.
     fn is_engine_made(&self, path: &Path) -> bool {
         let directory = path.parent();
-        let is_id = directory.and_then(Path::file_name).and_then(|name| name.to_str()).is_some_and(|name| {
-            MigrationId::from_str(name).is_ok()
-        });
+        let is_id = directory
+            .and_then(Path::file_name)
+            .and_then(|name| name.to_str())
+            .is_some_and(|name| MigrationId::from_str(name).is_ok());
         let beside_ours = directory.and_then(Path::parent) == self.setting.runtime_directory.parent();
         is_id && beside_ours && path.ends_with("qmp")
     }
@@ -296,7 +301,11 @@ impl Work<'_> {
             "{device}: the terminal stays with the source; the destination's output goes to its log in {}",
             self.setting.runtime_directory.display()
         );
-        self.warn("console", &message, Some("start guests with the console on a socket: -serial unix:PATH,server=on,wait=off"));
+        self.warn(
+            "console",
+            &message,
+            Some("start guests with the console on a socket: -serial unix:PATH,server=on,wait=off"),
+        );
     }
 
     fn warn(&mut self, code: &str, message: &str, hint: Option<&str>) {
@@ -328,7 +337,9 @@ fn monitors(line: &CommandLine, kind: MonitorKind) -> impl Iterator<Item = PathB
     line.options.iter().filter_map(move |option| {
         let value = option.value.as_deref()?;
         match (option.name.as_str(), kind) {
-            ("qmp" | "qmp-pretty", MonitorKind::Machine) | ("monitor", MonitorKind::Human) => unix_server(value),
+            ("qmp" | "qmp-pretty", MonitorKind::Machine) | ("monitor", MonitorKind::Human) => {
+                unix_server(value)
+            }
             ("mon", _) => {
                 let value = KeyValues::parse(value);
                 let is_machine = value.get("mode") == Some("control");
@@ -347,7 +358,8 @@ fn unix_server(device: &str) -> Option<PathBuf> {
 
 fn chardev_socket(line: &CommandLine, id: &str) -> Option<PathBuf> {
     line.values("chardev").map(KeyValues::parse).find_map(|value| {
-        let matches = value.implied() == Some("socket") && value.get("id") == Some(id) && value.is_on("server");
+        let matches =
+            value.implied() == Some("socket") && value.get("id") == Some(id) && value.is_on("server");
         matches.then(|| value.get("path").map(PathBuf::from)).flatten()
     })
 }

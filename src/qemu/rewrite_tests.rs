@@ -36,7 +36,9 @@ fn options(text: &str) -> String {
 #[test]
 fn the_destination_is_held_and_waits_on_the_versioned_machine() {
     assert_eq!(
-        options("-S -daemonize -loadvm x -incoming tcp:0:4444 -qmp unix:/run/vm.qmp,server=on,wait=off -m 1G"),
+        options(
+            "-S -daemonize -loadvm x -incoming tcp:0:4444 -qmp unix:/run/vm.qmp,server=on,wait=off -m 1G"
+        ),
         "-qmp unix:/run/.qmigrate-k3f9x2ab/vm.qmp,server=on,wait=off -m 1G -machine pc-i440fx-10.0 -S -incoming defer"
     );
     for machine in ["-machine pc,accel=kvm", "-M pc,accel=kvm", "-machine type=pc,accel=kvm"] {
@@ -48,7 +50,8 @@ fn the_destination_is_held_and_waits_on_the_versioned_machine() {
 
 #[test]
 fn whatever_listens_gets_a_name_of_its_own_beside_the_old_one() {
-    let made = rewritten("-qmp unix:vm.qmp,server,nowait -pidfile /p/vm.pid -serial unix:/p/s,server=on").unwrap();
+    let made =
+        rewritten("-qmp unix:vm.qmp,server,nowait -pidfile /p/vm.pid -serial unix:/p/s,server=on").unwrap();
     assert_eq!(made.qmp, Path::new("/lab/.qmigrate-k3f9x2ab/vm.qmp"));
     assert_eq!(made.directories, [Path::new("/lab/.qmigrate-k3f9x2ab"), Path::new("/p/.qmigrate-k3f9x2ab")]);
     let publics: Vec<_> = made.renames.iter().map(|rename| rename.public.to_str().unwrap()).collect();
@@ -85,9 +88,10 @@ fn a_source_without_a_qmp_socket_gives_a_destination_with_one_and_not_two_the_ne
 
 #[test]
 fn files_are_appended_to_and_not_cut() {
-    assert!(options("-serial file:/l/a,b").starts_with(
-        "-chardev file,id=qmigrate0,path=/l/a,,b,append=on -serial chardev:qmigrate0 "
-    ));
+    assert!(
+        options("-serial file:/l/a,b")
+            .starts_with("-chardev file,id=qmigrate0,path=/l/a,,b,append=on -serial chardev:qmigrate0 ")
+    );
     assert!(options("-chardev file,id=x,path=/l").starts_with("-chardev file,id=x,path=/l,append=on "));
     assert!(options("-D /l/q.log").starts_with("-D /l/q.log.k3f9x2ab "));
     assert!(options("-D /l/q.log.00000000").starts_with("-D /l/q.log.k3f9x2ab "));

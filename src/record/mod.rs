@@ -176,11 +176,7 @@ mod tests {
         let mut record = Record::new(MigrationId::from_number(7), request(), jiff::Timestamp::UNIX_EPOCH);
         record.apply(Entry::Phase(PhaseChange { phase: PhaseName::Stream, at_ms: 12.5 }));
         record.apply(Entry::Pass(Pass { number: 2, at_ms: 20.0, remaining_bytes: 4096 }));
-        record.apply(Entry::Warning(Warning {
-            code: "console".into(),
-            message: "text".into(),
-            hint: None,
-        }));
+        record.apply(Entry::Warning(Warning { code: "console".into(), message: "text".into(), hint: None }));
         let json = serde_json::to_string(&record).unwrap();
         assert_eq!(serde_json::from_str::<Record>(&json).unwrap(), record);
         assert_eq!(record.phase(), Some(PhaseName::Stream));

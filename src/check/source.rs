@@ -1,0 +1,137 @@
+//! Blockers in what the source says of itself.
+
+use super::Blocker;
+use crate::qemu::Inventory;
+use crate::qmp::words::{MigrationStatus, RunState};
+
+/// What is intended with the source, as far as it matters here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Intent {
+    /// Copy its memory while it runs.
+    Live,
+    /// Copy its memory while it runs, lost writes or not.
+    LiveUnsafe,
+    /// Stop it first.
+    NonLive,
+}
+
+/// All that stands in the way of moving this source.
+pub fn blockers(source: &Inventory, intent: Intent) -> Vec<Blocker> {
+    let mut found = Vec::new();
+    found.extend(state_blocker(source));
+    found.extend(migration_blocker(source));
+    found.extend(source.migration.blocked_reasons.iter().map(|reason| {
+        Blocker::new(
+            "blocked",
+            format!("QEMU says that this guest cannot be migrated: {reason}"),
+            "remove the device or option named, or move the guest while it is shut down",
+        )
+    }));
+    if intent == Intent::Live && !source.kvm && source.version < (9, 0) {
+        found.push(Blocker::new(
+            "tcg-loses-writes",
+            format!(
+                "this guest runs under TCG on QEMU {}, which loses writes of the guest in a live migration (mended in \
+                 QEMU 9.0, commit 03bfc2188f)",
+                source.version_text
+            ),
+            "--non-live moves it safely (the guest stands still meanwhile)",
+        ));
+    }
+    found
+}
+
+fn state_blocker(source: &Inventory) -> Option<Blocker> {
+    let nothing = "there is nothing to move; name the QEMU that runs the guest";
+    match &source.state {
+        RunState::InMigrate => Some(Blocker::new(
+            "inmigrate",
+            "this QEMU is itself a destination: it waits for a guest to come in",
+            nothing,
+        )),
+        RunState::PostMigrate => Some(Blocker::new(
+            "postmigrate",
+            "the guest has left this QEMU already, by an earlier migration",
+            "name the QEMU that it went to; if that one is gone for certain, `cont` on this one's monitor runs the \
+             guest here again",
+        )),
+        RunState::PreConfig => {
+            Some(Blocker::new("preconfig", "this QEMU has not made its machine yet (-preconfig)", nothing))
+        }
+        RunState::GuestPanicked | RunState::InternalError | RunState::IoError | RunState::Shutdown => {
+            Some(Blocker::new(
+                "not-healthy",
+                format!(
+                    "the guest is in the state '{}', and would be in the same one elsewhere",
+                    source.state
+                ),
+                "bring it to 'running' or 'paused' first",
+            ))
+        }
+        _ => None,
+    }
+}
+
+fn migration_blocker(source: &Inventory) -> Option<Blocker> {
+    let status = source.migration_status();
+    let idle = status == MigrationStatus::None || status.is_terminal();
+    (!idle && source.state != RunState::InMigrate).then(|| {
+        Blocker::new(
+            "already-migrating",
+            format!("this guest is being migrated already (status '{status}'), and not by this engine"),
+            "`qmigrate watch SOURCE` follows it, `qmigrate cancel SOURCE` ends it",
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(state: RunState) -> Inventory {
+        Inventory {
+            version: (10, 0),
+            version_text: "10.0.2".into(),
+            name: None,
+            kvm: false,
+            machine: None,
+            state,
+            migration: serde_json::from_str("{}").unwrap(),
+        }
+    }
+
+    fn codes(source: &Inventory, intent: Intent) -> Vec<&'static str> {
+        blockers(source, intent).into_iter().map(|blocker| blocker.code).collect()
+    }
+
+    #[test]
+    fn a_running_or_paused_guest_may_go() {
+        for state in [RunState::Running, RunState::Paused, RunState::PreLaunch, RunState::Other("new".into())]
+        {
+            assert_eq!(codes(&source(state), Intent::Live), [] as [&str; 0]);
+        }
+    }
+
+    #[test]
+    fn all_blockers_are_named_at_once() {
+        let mut source = source(RunState::PostMigrate);
+        source.version = (7, 2);
+        source.migration =
+            serde_json::from_str(r#"{"status":"active","blocked-reasons":["a","b"]}"#).unwrap();
+        assert_eq!(
+            codes(&source, Intent::Live),
+            ["postmigrate", "already-migrating", "blocked", "blocked", "tcg-loses-writes"]
+        );
+        source.kvm = true;
+        assert!(!codes(&source, Intent::Live).contains(&"tcg-loses-writes"));
+    }
+
+    #[test]
+    fn lost_writes_are_a_matter_of_the_intent() {
+        let mut source = source(RunState::Running);
+        source.version = (7, 2);
+        assert_eq!(codes(&source, Intent::Live), ["tcg-loses-writes"]);
+        assert_eq!(codes(&source, Intent::LiveUnsafe), [] as [&str; 0]);
+        assert_eq!(codes(&source, Intent::NonLive), [] as [&str; 0]);
+    }
+}

@@ -1,0 +1,433 @@
+//! The phases of moving one guest, as one pure function of phase and input.
+//!
+//! ```text
+//!                 S stopped itself            both completed            D answers         D runs the guest
+//!   Streaming ───────────────────► Switchover ─────────────► Armed ─────────────► Committed ─────────────► Arrived
+//!    │  S failed                    │  S failed               │ D silent,           │   `cont` is sent: the point
+//!    │  or cancelled                │  or cancelled           │ cancel, too long    │   of no return
+//!    │                              │                         │                     │
+//!    │ cancel, D gone, silence      │ cancel, too long, D gone│                     ├─ refused ──► Clearing
+//!    ▼                              ▼                         ▼                     ├─ D gone, silent ──► Undecided
+//!   Stopping ── S failed or cancelled ──► Settling         Clearing                 ▼
+//!    │                                       │                │ D has ended        (nothing goes back from here)
+//!    └── S completed after all ─► Clearing   │                ▼
+//!                                            └──────────►  Reviving ── S runs (or stands, as it did) ──► Back
+//!   S gone before D completed: Lost.   S gone after D completed: on to Armed, D has all of the guest.
+//! ```
+//!
+//! S is the source, D the destination, which `-S` holds until `cont`. Three rules carry the promise that never two
+//! run, and a property test holds the function to them: `cont` goes to the destination only when both have completed
+//! (or the source is gone); `cont` goes to a source that has completed only when the destination has ended for
+//! certain; after `cont` has been sent to the destination none goes to the source, unless QEMU refused it.
+//!
+//! Facts behind it (`qemu.md` sections 2.3 to 2.5 and 8, `feasibility.md` section 3, run on 5.2 to 11.1): without
+//! `return-path` a source says completed though the destination has died, so that capability is always on; in the
+//! blackout `migrate_cancel` is not answered and an out-of-band `yank` is; after completed, `cont` on the source is
+//! stopped by nothing but image locks; it fails with "Migration is not finalized yet" until its run state is
+//! `postmigrate`; QEMU up to 10 reports failed before it runs the guest again, 11 after.
+
+use crate::qmp::words::{MigrationStatus, RunState};
+use crate::record::{MayRun, PhaseName};
+
+/// What the guest does on its source, switchover aside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum AtSource {
+    /// It runs.
+    Running,
+    /// It stands still: it did before, or somebody paused it on the way. It stays so wherever it ends up.
+    Standing,
+    /// The engine stopped it, with consent: it is to run again wherever it ends up.
+    Held,
+}
+
+/// What the guest is to do on its destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum AtDestination {
+    /// What it did on the source.
+    AsBefore,
+    /// Stand still, as the user asked.
+    Standing,
+}
+
+/// What the guest does, and is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Guest {
+    /// On the source.
+    pub at_source: AtSource,
+    /// On the destination.
+    pub at_destination: AtDestination,
+}
+
+/// What the guest does where it has ended up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Rest {
+    /// It runs.
+    Running,
+    /// It stands still, as it did before or as somebody asked.
+    Standing,
+}
+
+impl Guest {
+    fn is_to_run_there(self) -> bool {
+        self.at_source != AtSource::Standing && self.at_destination == AtDestination::AsBefore
+    }
+
+    fn now(self, at_source: AtSource) -> Self {
+        Self { at_source, ..self }
+    }
+}
+
+/// How far the two have come in the switchover.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SourceEnd {
+    /// It still sends.
+    Sending,
+    /// It has sent all, and the destination has told it so.
+    Completed,
+    /// Its process has ended.
+    Gone,
+}
+
+/// Where a retreat stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Retreat {
+    /// The source has been told to stop the migration; its answer is awaited.
+    Stopping,
+    /// The source has ended the migration; it is on its way to the state that it was in.
+    Settling,
+    /// The source has completed; the destination is being ended, for certain.
+    Clearing,
+    /// The destination has ended; the source is being started again.
+    Reviving,
+}
+
+/// Where a migration stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// Memory is sent; the guest is the source's.
+    Streaming(Guest),
+    /// The source has stopped the guest and sends the rest.
+    Switchover {
+        /// What the guest does, and is to do.
+        guest: Guest,
+        /// How far the source is.
+        source: SourceEnd,
+        /// Whether the destination has loaded all of it.
+        destination_completed: bool,
+    },
+    /// Both have completed. The destination is asked for a sign of life before it is told to run.
+    Armed {
+        /// What the guest does, and is to do.
+        guest: Guest,
+        /// Whether there is no source to go back to.
+        source_gone: bool,
+    },
+    /// `cont` has been sent to the destination.
+    Committed {
+        /// What the guest does, and is to do.
+        guest: Guest,
+        /// Whether there is no source to go back to, should QEMU refuse.
+        source_gone: bool,
+    },
+    /// The guest is on the destination and does what it is to do.
+    Arrived(Rest),
+    /// The guest goes back to its source.
+    Retreating(Guest, Retreat),
+    /// The guest is on its source and does what it did before.
+    Back(Rest),
+    /// The side named may run the guest or not, and cannot be asked; the other is held or has ended.
+    Undecided(MayRun),
+    /// Neither side has the guest.
+    Lost,
+}
+
+/// What has been seen of one side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Seen {
+    /// A status, from an event or a reply.
+    Status(MigrationStatus),
+    /// A run state, from a reply to `query-status`.
+    State(RunState),
+    /// `STOP`.
+    Stopped,
+    /// `RESUME`.
+    Resumed,
+    /// `cont` was refused.
+    ContinueRefused,
+    /// Its process has ended.
+    Gone,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Input {
+    /// On the source.
+    Source(Seen),
+    /// On the destination.
+    Destination(Seen),
+    /// The destination has given a sign of life since both completed.
+    DestinationAlive,
+    /// It has given none in time.
+    DestinationSilent,
+    /// The guest is to go back: a person, a budget, or the engine's own trouble.
+    Retreat,
+    /// The blackout outlasts the budget and its grace.
+    BlackoutOver,
+    /// The engine stopped the guest itself, by consent: it is to run again wherever it ends up.
+    StoppedByConsent,
+    /// The present step takes too long.
+    Overdue,
+    /// A retreat or a hand-over has been tried for as long as makes sense.
+    GiveUp,
+}
+
+/// What is to be done. All of it can be done again without harm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// `query-status` on the source.
+    AskSource,
+    /// `migrate_cancel` on the source.
+    CancelSource,
+    /// `yank` on the source, out of band.
+    YankSource,
+    /// `cont` on the source.
+    ContinueSource,
+    /// Get a sign of life from the destination, then say [`Input::DestinationAlive`] or
+    /// [`Input::DestinationSilent`].
+    ProveDestination,
+    /// `cont` on the destination: the point of no return.
+    ContinueDestination,
+    /// `query-status` on the destination.
+    AskDestination,
+    /// End the destination's process, for certain.
+    KillDestination,
+}
+
+impl Phase {
+    /// Which side may run the guest.
+    pub fn may_run(self) -> MayRun {
+        match self {
+            Self::Streaming(_) | Self::Switchover { .. } | Self::Back(_) => MayRun::Source,
+            Self::Retreating(_, Retreat::Stopping | Retreat::Settling | Retreat::Reviving) => MayRun::Source,
+            Self::Armed { .. } | Self::Retreating(_, Retreat::Clearing) | Self::Lost => MayRun::Neither,
+            Self::Committed { .. } | Self::Arrived(_) => MayRun::Destination,
+            Self::Undecided(may_run) => may_run,
+        }
+    }
+
+    /// Whether nothing more happens.
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Arrived(_) | Self::Back(_) | Self::Undecided(_) | Self::Lost)
+    }
+
+    /// Whether the guest can still go back to its source.
+    pub fn can_retreat(self) -> bool {
+        match self {
+            Self::Streaming(_) => true,
+            Self::Switchover { source, .. } => source != SourceEnd::Gone,
+            Self::Armed { source_gone, .. } => !source_gone,
+            _ => false,
+        }
+    }
+
+    /// The phase as people know it.
+    pub fn name(self) -> PhaseName {
+        match self {
+            Self::Streaming(_) => PhaseName::Stream,
+            Self::Switchover { .. } => PhaseName::Switchover,
+            Self::Armed { .. } | Self::Committed { .. } => PhaseName::Handover,
+            Self::Arrived(_) => PhaseName::Finish,
+            Self::Retreating(..) => PhaseName::Retreat,
+            Self::Back(_) | Self::Undecided(_) | Self::Lost => PhaseName::Ended,
+        }
+    }
+
+    /// The phase that follows, and what is to be done as it begins.
+    pub fn next(self, input: &Input) -> (Self, Option<Action>) {
+        match self {
+            Self::Streaming(guest) => streaming(guest, input),
+            Self::Switchover { guest, source, destination_completed } => {
+                switchover(guest, source, destination_completed, input)
+            }
+            Self::Armed { guest, source_gone } => armed(guest, source_gone, input),
+            Self::Committed { guest, source_gone } => committed(guest, source_gone, input),
+            Self::Retreating(guest, retreat) => retreating(guest, retreat, input),
+            Self::Arrived(_) | Self::Back(_) | Self::Undecided(_) | Self::Lost => (self, None),
+        }
+    }
+}
+
+fn is_over(status: &MigrationStatus) -> bool {
+    matches!(status, MigrationStatus::Failed | MigrationStatus::Cancelled)
+}
+
+/// The source has begun to switch over.
+fn is_switching(status: &MigrationStatus) -> bool {
+    matches!(status, MigrationStatus::PreSwitchover | MigrationStatus::Device)
+}
+
+fn streaming(guest: Guest, input: &Input) -> (Phase, Option<Action>) {
+    let stay = Phase::Streaming(guest);
+    let switching = |source, destination_completed| both(guest, source, destination_completed);
+    match input {
+        // Our own `stop`, by consent, is no news.
+        Input::Source(Seen::Stopped | Seen::State(RunState::Paused)) if guest.at_source == AtSource::Held => {
+            (stay, None)
+        }
+        // Somebody's `stop`, or the switchover: the run state tells.
+        Input::Source(Seen::Stopped) => (stay, Some(Action::AskSource)),
+        Input::Source(Seen::State(RunState::Paused)) => {
+            (Phase::Streaming(guest.now(AtSource::Standing)), None)
+        }
+        Input::Source(Seen::State(RunState::Running) | Seen::Resumed) => {
+            (Phase::Streaming(guest.now(AtSource::Running)), None)
+        }
+        Input::StoppedByConsent if guest.at_source == AtSource::Running => {
+            (Phase::Streaming(guest.now(AtSource::Held)), None)
+        }
+        Input::Source(Seen::State(RunState::FinishMigrate)) => switching(SourceEnd::Sending, false),
+        Input::Source(Seen::Status(status)) if is_switching(status) => switching(SourceEnd::Sending, false),
+        Input::Source(Seen::Status(MigrationStatus::Completed)) => switching(SourceEnd::Completed, false),
+        Input::Destination(Seen::Status(MigrationStatus::Completed)) => switching(SourceEnd::Sending, true),
+        Input::Source(Seen::Status(status)) if is_over(status) => {
+            (Phase::Retreating(guest, Retreat::Settling), Some(Action::AskSource))
+        }
+        Input::Source(Seen::Gone) => switching(SourceEnd::Gone, false),
+        Input::Destination(Seen::Gone | Seen::Status(MigrationStatus::Failed)) | Input::Retreat => {
+            (Phase::Retreating(guest, Retreat::Stopping), Some(Action::CancelSource))
+        }
+        Input::BlackoutOver => (Phase::Retreating(guest, Retreat::Stopping), Some(Action::YankSource)),
+        _ => (stay, None),
+    }
+}
+
+/// The switchover, or what comes after it once both have completed.
+fn both(guest: Guest, source: SourceEnd, destination_completed: bool) -> (Phase, Option<Action>) {
+    if source == SourceEnd::Sending || !destination_completed {
+        (Phase::Switchover { guest, source, destination_completed }, None)
+    } else if guest.is_to_run_there() {
+        (Phase::Armed { guest, source_gone: source == SourceEnd::Gone }, Some(Action::ProveDestination))
+    } else {
+        (Phase::Arrived(Rest::Standing), None)
+    }
+}
+
+fn switchover(
+    guest: Guest,
+    source: SourceEnd,
+    destination_completed: bool,
+    input: &Input,
+) -> (Phase, Option<Action>) {
+    let retreat = |retreat, action| (Phase::Retreating(guest, retreat), Some(action));
+    match (input, source) {
+        (Input::Destination(Seen::Status(MigrationStatus::Completed)), _) => both(guest, source, true),
+        (Input::Source(Seen::Gone), _) => both(guest, SourceEnd::Gone, destination_completed),
+        (Input::Source(Seen::Status(MigrationStatus::Completed)), SourceEnd::Sending) => {
+            both(guest, SourceEnd::Completed, destination_completed)
+        }
+        (Input::Source(Seen::Status(status)), SourceEnd::Sending) if is_over(status) => {
+            retreat(Retreat::Settling, Action::AskSource)
+        }
+        (Input::Destination(Seen::Gone | Seen::Status(MigrationStatus::Failed)), _) => match source {
+            SourceEnd::Sending => retreat(Retreat::Stopping, Action::YankSource),
+            SourceEnd::Completed => retreat(Retreat::Clearing, Action::KillDestination),
+            SourceEnd::Gone => (Phase::Lost, None),
+        },
+        (Input::Retreat | Input::BlackoutOver, SourceEnd::Sending) => {
+            retreat(Retreat::Stopping, Action::YankSource)
+        }
+        (Input::Retreat | Input::BlackoutOver, SourceEnd::Completed) => {
+            retreat(Retreat::Clearing, Action::KillDestination)
+        }
+        // A source that has ended sends nothing more: a destination that has not completed by then never will.
+        (Input::GiveUp, SourceEnd::Gone) => (Phase::Lost, None),
+        _ => (Phase::Switchover { guest, source, destination_completed }, None),
+    }
+}
+
+fn armed(guest: Guest, source_gone: bool, input: &Input) -> (Phase, Option<Action>) {
+    let stay = Phase::Armed { guest, source_gone };
+    let back = |retreat, action| (Phase::Retreating(guest, retreat), Some(action));
+    match input {
+        Input::DestinationAlive => {
+            (Phase::Committed { guest, source_gone }, Some(Action::ContinueDestination))
+        }
+        // There is nothing to go back to: the destination is the guest's only chance.
+        Input::DestinationSilent if source_gone => (stay, Some(Action::ProveDestination)),
+        Input::GiveUp if source_gone => (Phase::Undecided(MayRun::Neither), None),
+        Input::Destination(Seen::Gone) if source_gone => (Phase::Lost, None),
+        Input::DestinationSilent | Input::Retreat | Input::BlackoutOver if !source_gone => {
+            back(Retreat::Clearing, Action::KillDestination)
+        }
+        Input::Destination(Seen::Gone) => back(Retreat::Reviving, Action::AskSource),
+        Input::Source(Seen::Gone) => (Phase::Armed { guest, source_gone: true }, None),
+        _ => (stay, None),
+    }
+}
+
+fn committed(guest: Guest, source_gone: bool, input: &Input) -> (Phase, Option<Action>) {
+    let stay = Phase::Committed { guest, source_gone };
+    match input {
+        Input::Destination(Seen::Resumed | Seen::State(RunState::Running)) => {
+            (Phase::Arrived(Rest::Running), None)
+        }
+        // QEMU said no (an image lock, say): the guest has not run there.
+        Input::Destination(Seen::ContinueRefused) if !source_gone => {
+            (Phase::Retreating(guest, Retreat::Clearing), Some(Action::KillDestination))
+        }
+        Input::Destination(Seen::ContinueRefused | Seen::Gone) | Input::GiveUp => {
+            (Phase::Undecided(MayRun::Destination), None)
+        }
+        Input::Overdue => (stay, Some(Action::AskDestination)),
+        Input::Source(Seen::Gone) => (Phase::Committed { guest, source_gone: true }, None),
+        _ => (stay, None),
+    }
+}
+
+fn retreating(guest: Guest, retreat: Retreat, input: &Input) -> (Phase, Option<Action>) {
+    let stay = Phase::Retreating(guest, retreat);
+    let on = |retreat, action| (Phase::Retreating(guest, retreat), Some(action));
+    match (retreat, input) {
+        // The source has ended on the way back. While it was sending, nobody has the whole guest; afterwards the
+        // destination has been ended on purpose.
+        (_, Input::Source(Seen::Gone)) => (Phase::Lost, None),
+        (_, Input::GiveUp) => (Phase::Undecided(stay.may_run()), None),
+
+        // The cancel came too late. The destination must not run it any more.
+        (Retreat::Stopping | Retreat::Settling, Input::Source(Seen::Status(MigrationStatus::Completed))) => {
+            on(Retreat::Clearing, Action::KillDestination)
+        }
+        (Retreat::Stopping, Input::Source(Seen::Status(status))) if is_over(status) => {
+            on(Retreat::Settling, Action::AskSource)
+        }
+        // With multifd on a dead link `migrate_cancel` hangs until the link is back; `yank` does not.
+        (Retreat::Stopping, Input::Overdue | Input::BlackoutOver) => (stay, Some(Action::YankSource)),
+
+        (Retreat::Clearing, Input::Destination(Seen::Gone)) => on(Retreat::Reviving, Action::AskSource),
+        (Retreat::Clearing, Input::Overdue) => (stay, Some(Action::KillDestination)),
+
+        (Retreat::Settling | Retreat::Reviving, Input::Source(seen)) => settle(guest, retreat, seen),
+        // "Migration is not finalized yet": asked again when the step is overdue.
+        (Retreat::Settling | Retreat::Reviving, Input::Overdue) => (stay, Some(Action::AskSource)),
+        _ => (stay, None),
+    }
+}
+
+/// The source is on its way to what it did before.
+fn settle(guest: Guest, retreat: Retreat, seen: &Seen) -> (Phase, Option<Action>) {
+    let stay = Phase::Retreating(guest, retreat);
+    let carry_on = (stay, Some(Action::ContinueSource));
+    match (seen, guest.at_source) {
+        (Seen::Resumed | Seen::State(RunState::Running), _) => (Phase::Back(Rest::Running), None),
+        (Seen::State(RunState::Paused | RunState::PostMigrate), AtSource::Standing)
+        // Somebody paused it while it was on its way back.
+        | (Seen::State(RunState::Paused), AtSource::Running) => (Phase::Back(Rest::Standing), None),
+        (Seen::State(RunState::Paused), AtSource::Held)
+        | (Seen::State(RunState::PostMigrate), AtSource::Running | AtSource::Held) => carry_on,
+        _ => (stay, None),
+    }
+}
+
+#[cfg(test)]
+#[path = "phase_tests.rs"]
+mod tests;

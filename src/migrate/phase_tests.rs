@@ -1,0 +1,286 @@
+//! The phase machine: its happy path, its ways back, and the promise over all sequences of inputs.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// Follows a list of inputs; the last phase, and every action on the way.
+fn follow(start: Phase, inputs: &[Input]) -> (Phase, Vec<Action>) {
+    inputs.iter().fold((start, Vec::new()), |(phase, mut actions), input| {
+        let (phase, action) = phase.next(input);
+        actions.extend(action);
+        (phase, actions)
+    })
+}
+
+fn source(status: MigrationStatus) -> Input {
+    Input::Source(Seen::Status(status))
+}
+
+fn destination(status: MigrationStatus) -> Input {
+    Input::Destination(Seen::Status(status))
+}
+
+const RUNNING: Guest = Guest { at_source: AtSource::Running, at_destination: AtDestination::AsBefore };
+const HELD: Guest = Guest { at_source: AtSource::Held, ..RUNNING };
+const START: Phase = Phase::Streaming(RUNNING);
+
+#[test]
+fn a_good_migration_sends_one_cont_after_both_completed() {
+    let (phase, actions) = follow(
+        START,
+        &[
+            source(MigrationStatus::Setup),
+            source(MigrationStatus::Active),
+            Input::Source(Seen::Stopped),
+            source(MigrationStatus::Device),
+            destination(MigrationStatus::Completed),
+            source(MigrationStatus::Completed),
+            Input::DestinationAlive,
+            Input::Destination(Seen::Resumed),
+        ],
+    );
+    assert_eq!(phase, Phase::Arrived(Rest::Running));
+    assert_eq!(actions, [Action::AskSource, Action::ProveDestination, Action::ContinueDestination]);
+}
+
+#[test]
+fn a_guest_that_somebody_paused_on_the_way_stays_paused_on_the_destination() {
+    let (phase, actions) = follow(
+        START,
+        &[
+            Input::Source(Seen::Stopped),
+            Input::Source(Seen::State(RunState::Paused)),
+            destination(MigrationStatus::Completed),
+            source(MigrationStatus::Completed),
+        ],
+    );
+    assert_eq!((phase, actions), (Phase::Arrived(Rest::Standing), vec![Action::AskSource]));
+}
+
+#[test]
+fn a_guest_that_the_engine_stopped_by_consent_runs_on_the_destination() {
+    let (phase, _) = follow(
+        START,
+        &[
+            Input::Source(Seen::Stopped),
+            Input::StoppedByConsent,
+            Input::Source(Seen::Stopped),
+            Input::Source(Seen::State(RunState::Paused)),
+            source(MigrationStatus::Completed),
+            destination(MigrationStatus::Completed),
+        ],
+    );
+    assert_eq!(phase, Phase::Armed { guest: HELD, source_gone: false });
+}
+
+#[test]
+fn a_guest_that_is_to_be_left_paused_gets_no_cont_there_but_runs_if_it_goes_back() {
+    let start = Phase::Streaming(Guest { at_destination: AtDestination::Standing, ..RUNNING });
+    let completed = [source(MigrationStatus::Completed), destination(MigrationStatus::Completed)];
+    assert_eq!(follow(start, &completed), (Phase::Arrived(Rest::Standing), vec![]));
+    let cancelled = [Input::Retreat, source(MigrationStatus::Cancelled), Input::Source(Seen::Resumed)];
+    assert_eq!(follow(start, &cancelled).0, Phase::Back(Rest::Running));
+}
+
+#[test]
+fn a_frozen_destination_in_the_final_copy_is_left_by_yank() {
+    let (phase, actions) = follow(
+        START,
+        &[
+            Input::Source(Seen::Stopped),
+            source(MigrationStatus::Device),
+            Input::BlackoutOver,
+            source(MigrationStatus::Failed),
+            Input::Source(Seen::State(RunState::FinishMigrate)),
+            Input::Overdue,
+            Input::Source(Seen::State(RunState::Running)),
+        ],
+    );
+    assert_eq!(phase, Phase::Back(Rest::Running));
+    assert_eq!(actions, [Action::AskSource, Action::YankSource, Action::AskSource, Action::AskSource]);
+}
+
+#[test]
+fn a_silent_destination_after_completed_is_ended_before_the_source_runs_again() {
+    let (phase, actions) = follow(
+        START,
+        &[
+            source(MigrationStatus::Completed),
+            destination(MigrationStatus::Completed),
+            Input::DestinationSilent,
+            Input::Source(Seen::State(RunState::PostMigrate)),
+            Input::Destination(Seen::Gone),
+            Input::Source(Seen::State(RunState::PostMigrate)),
+            Input::Source(Seen::Resumed),
+        ],
+    );
+    assert_eq!(phase, Phase::Back(Rest::Running));
+    assert_eq!(
+        actions,
+        [Action::ProveDestination, Action::KillDestination, Action::AskSource, Action::ContinueSource]
+    );
+}
+
+#[test]
+fn a_cancel_that_comes_too_late_still_goes_back_by_ending_the_destination() {
+    let (phase, actions) = follow(START, &[Input::Retreat, source(MigrationStatus::Completed)]);
+    assert_eq!(phase, Phase::Retreating(RUNNING, Retreat::Clearing));
+    assert_eq!(actions, [Action::CancelSource, Action::KillDestination]);
+}
+
+#[test]
+fn a_cancel_that_hangs_becomes_a_yank() {
+    assert_eq!(
+        follow(START, &[Input::Retreat, Input::Overdue]).1,
+        [Action::CancelSource, Action::YankSource]
+    );
+}
+
+#[test]
+fn a_source_that_dies_after_the_destination_has_everything_does_not_take_the_guest_with_it() {
+    let (phase, actions) = follow(
+        START,
+        &[
+            destination(MigrationStatus::Completed),
+            Input::Source(Seen::Gone),
+            Input::DestinationAlive,
+            Input::Destination(Seen::Resumed),
+        ],
+    );
+    assert_eq!(phase, Phase::Arrived(Rest::Running));
+    assert_eq!(actions, [Action::ProveDestination, Action::ContinueDestination]);
+    let (phase, _) = follow(START, &[Input::Source(Seen::Gone), Input::Destination(Seen::Gone)]);
+    assert_eq!(phase, Phase::Lost);
+}
+
+#[test]
+fn a_destination_that_dies_after_cont_was_sent_leaves_the_truth_open() {
+    let start = Phase::Committed { guest: RUNNING, source_gone: false };
+    assert_eq!(
+        follow(start, &[Input::Destination(Seen::Gone)]),
+        (Phase::Undecided(MayRun::Destination), vec![])
+    );
+    let (phase, actions) = follow(start, &[Input::Destination(Seen::ContinueRefused)]);
+    assert_eq!(phase, Phase::Retreating(RUNNING, Retreat::Clearing));
+    assert_eq!(actions, [Action::KillDestination]);
+}
+
+fn statuses() -> impl Strategy<Value = MigrationStatus> {
+    prop::sample::select(vec![
+        MigrationStatus::None,
+        MigrationStatus::Setup,
+        MigrationStatus::Active,
+        MigrationStatus::PreSwitchover,
+        MigrationStatus::Device,
+        MigrationStatus::Completed,
+        MigrationStatus::Failed,
+        MigrationStatus::Cancelling,
+        MigrationStatus::Cancelled,
+        MigrationStatus::Other("status-of-qemu-12".to_owned()),
+    ])
+}
+
+fn states() -> impl Strategy<Value = RunState> {
+    prop::sample::select(vec![
+        RunState::Running,
+        RunState::Paused,
+        RunState::FinishMigrate,
+        RunState::PostMigrate,
+        RunState::InMigrate,
+        RunState::InternalError,
+        RunState::Other("state-of-qemu-12".to_owned()),
+    ])
+}
+
+fn seen() -> impl Strategy<Value = Seen> {
+    prop_oneof![
+        4 => statuses().prop_map(Seen::Status),
+        2 => states().prop_map(Seen::State),
+        1 => Just(Seen::Stopped),
+        1 => Just(Seen::Resumed),
+        1 => Just(Seen::ContinueRefused),
+        1 => Just(Seen::Gone),
+    ]
+}
+
+fn inputs() -> impl Strategy<Value = Input> {
+    prop_oneof![
+        4 => seen().prop_map(Input::Source),
+        4 => seen().prop_map(Input::Destination),
+        1 => Just(Input::DestinationAlive),
+        1 => Just(Input::DestinationSilent),
+        1 => Just(Input::Retreat),
+        1 => Just(Input::BlackoutOver),
+        1 => Just(Input::StoppedByConsent),
+        1 => Just(Input::Overdue),
+        1 => Just(Input::GiveUp),
+    ]
+}
+
+/// What the world has shown, apart from the machine.
+#[derive(Default)]
+struct World {
+    source_completed: bool,
+    source_gone: bool,
+    destination_completed: bool,
+    destination_gone: bool,
+    refused: bool,
+    committed: bool,
+}
+
+impl World {
+    fn take(&mut self, input: &Input) {
+        match input {
+            Input::Source(Seen::Status(MigrationStatus::Completed)) => self.source_completed = true,
+            Input::Source(Seen::Gone) => self.source_gone = true,
+            Input::Destination(Seen::Status(MigrationStatus::Completed)) => self.destination_completed = true,
+            Input::Destination(Seen::Gone) => self.destination_gone = true,
+            Input::Destination(Seen::ContinueRefused) => self.refused = true,
+            _ => {}
+        }
+    }
+
+    fn check(&mut self, phase: Phase, action: Option<Action>) {
+        match action {
+            Some(Action::ContinueDestination) => {
+                assert!(self.destination_completed, "cont before the destination has the guest");
+                assert!(self.source_completed || self.source_gone, "cont while the source may still run");
+                self.committed = true;
+            }
+            Some(Action::ContinueSource) => {
+                assert!(
+                    !self.source_completed || self.destination_gone,
+                    "the source is started while the destination may run"
+                );
+                assert!(
+                    !self.committed || (self.refused && self.destination_gone),
+                    "back after the point of no return"
+                );
+            }
+            _ => {}
+        }
+        if phase.may_run() == MayRun::Destination {
+            assert!(self.destination_completed && (self.source_completed || self.source_gone));
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 20_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_sequence_of_inputs_lets_both_run(standing: bool, inputs in prop::collection::vec(inputs(), 0..30)) {
+        let at_source = if standing { AtSource::Standing } else { AtSource::Running };
+        let mut phase = Phase::Streaming(Guest { at_source, ..RUNNING });
+        let mut world = World::default();
+        for input in inputs {
+            world.take(&input);
+            let before = phase;
+            let (after, action) = phase.next(&input);
+            phase = after;
+            world.check(phase, action);
+            prop_assert!(!before.is_final() || (before == phase && action.is_none()), "{before:?} is final");
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! What is to be moved, where to, and within which limits; fixed before anything starts.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::converge::Budget;
+use crate::migrate::phase::AtDestination;
+use crate::qemu::QemuName;
+use crate::record::{MigrationId, Request};
+use crate::units::{DowntimeMs, Rate};
+
+/// The shortest grace: a machine that is busy for a second is no reason to give up a switch that is under way.
+const SHORTEST_GRACE: Duration = Duration::from_secs(2);
+
+/// The limits of one migration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// The longest blackout.
+    pub max_downtime: DowntimeMs,
+    /// How much longer than that the guest may stand still before it goes back to its source; `None` for as long
+    /// again, and 2 s at least.
+    pub grace: Option<Duration>,
+    /// The longest that streaming may take.
+    pub max_time: Option<Duration>,
+    /// The largest rate of the stream.
+    pub max_bandwidth: Option<Rate>,
+}
+
+impl Limits {
+    /// How much longer than its budget a blackout may last.
+    pub fn grace(self) -> Duration {
+        self.grace.unwrap_or_else(|| self.max_downtime.duration().max(SHORTEST_GRACE))
+    }
+
+    /// After so long a blackout the guest goes back to its source.
+    pub fn longest_blackout(self) -> Duration {
+        self.max_downtime.duration() + self.grace()
+    }
+
+    /// What the controller has to keep to.
+    pub fn budget(self) -> Budget {
+        Budget { max_downtime: self.max_downtime, max_time: self.max_time }
+    }
+}
+
+impl Default for Limits {
+    /// 300 ms of blackout, and no other limit.
+    fn default() -> Self {
+        const DEFAULT: DowntimeMs = match DowntimeMs::new(300) {
+            Some(default) => default,
+            None => panic!("300 ms is a downtime"),
+        };
+        Self { max_downtime: DEFAULT, grace: None, max_time: None, max_bandwidth: None }
+    }
+}
+
+/// Whether the guest runs while its memory is copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// It runs until the last pass.
+    Live,
+    /// It is stopped first, by consent.
+    NonLive,
+}
+
+/// How the destination is told where to listen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Incoming {
+    /// `-incoming defer`, then a unix socket in the private directory.
+    Defer,
+    /// This, as it stands, on the destination's command line.
+    Literal(String),
+}
+
+/// Where the destination comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Destination {
+    /// The engine starts it from the source's own command line.
+    Start {
+        /// Another QEMU than the source's.
+        qemu: Option<PathBuf>,
+        /// How it is told where to listen.
+        incoming: Incoming,
+    },
+    /// The user has started it, with `-incoming defer`.
+    Started(QemuName),
+}
+
+/// What becomes of the source once the guest runs elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SourceAfter {
+    /// It quits, and the guest takes over its names.
+    Quit,
+    /// It stays, stopped for good (`postmigrate`).
+    Keep,
+}
+
+/// What to do with a live migration under TCG before QEMU 9.0, which loses writes of the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LostWrites {
+    /// Refuse it.
+    Refuse,
+    /// Do it all the same.
+    Accept,
+}
+
+/// One migration, whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// Its name.
+    pub id: MigrationId,
+    /// The source as it was typed.
+    pub typed: String,
+    /// The source.
+    pub source: QemuName,
+    /// The destination.
+    pub destination: Destination,
+    /// Its limits.
+    pub limits: Limits,
+    /// Live or not.
+    pub mode: Mode,
+    /// What the guest is to do on the destination.
+    pub at_destination: AtDestination,
+    /// What becomes of the source.
+    pub source_after: SourceAfter,
+    /// What to do about lost writes.
+    pub lost_writes: LostWrites,
+    /// The migration's own directory, which the engine makes and removes.
+    pub directory: PathBuf,
+}
+
+impl Plan {
+    /// The part of it that goes into a record.
+    pub fn request(&self) -> Request {
+        let milliseconds = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        Request {
+            source: self.typed.clone(),
+            max_downtime_ms: self.limits.max_downtime,
+            grace_ms: milliseconds(self.limits.grace()),
+            max_time_ms: self.limits.max_time.map(milliseconds),
+            max_bandwidth_bytes_per_second: self.limits.max_bandwidth,
+            live: self.mode == Mode::Live,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_grace_is_as_long_as_the_budget_and_two_seconds_at_least() {
+        let mut limits = Limits::default();
+        assert_eq!(limits.longest_blackout(), Duration::from_millis(2300));
+        limits.max_downtime = DowntimeMs::new(5000).unwrap();
+        assert_eq!(limits.longest_blackout(), Duration::from_secs(10));
+        limits.grace = Some(Duration::ZERO);
+        assert_eq!(limits.longest_blackout(), Duration::from_secs(5));
+    }
+}

@@ -1,0 +1,122 @@
+//! When a blackout or a silent stream has lasted too long; times go in, and a verdict comes out.
+//!
+//! The source's monitor is silent for the whole blackout (5141 of 5153 ms on 10.0, `qemu.md` section 3.4), so its
+//! `STOP` may come late, or not at all. What is certain is the last moment at which it answered: a question that has
+//! been open for longer than a blackout may last is itself the proof that it has lasted too long.
+
+use std::time::{Duration, Instant};
+
+/// A link that carries nothing for so long, with something left to send, is dead; QEMU itself would wait for TCP,
+/// which takes minutes (`feasibility.md` section 6).
+const DEAD_LINK: Duration = Duration::from_secs(3);
+
+/// Watches the times of one migration.
+#[derive(Debug, Clone)]
+pub struct Watchdog {
+    longest_blackout: Duration,
+    stopped_at: Option<Instant>,
+    asked_at: Option<Instant>,
+    moved: Option<(u64, Instant)>,
+}
+
+impl Watchdog {
+    /// A watchdog for blackouts up to `longest_blackout`.
+    pub fn new(longest_blackout: Duration) -> Self {
+        Self { longest_blackout, stopped_at: None, asked_at: None, moved: None }
+    }
+
+    /// Takes a new bound.
+    pub fn set_longest_blackout(&mut self, longest_blackout: Duration) {
+        self.longest_blackout = longest_blackout;
+    }
+
+    /// The source was asked for its status.
+    pub fn asked(&mut self, now: Instant) {
+        self.asked_at.get_or_insert(now);
+    }
+
+    /// It answered.
+    pub fn answered(&mut self) {
+        self.asked_at = None;
+    }
+
+    /// Whether a question is open.
+    pub fn is_open(&self) -> bool {
+        self.asked_at.is_some()
+    }
+
+    /// The guest stopped, at this moment at the latest; with a question open it may have been since that was asked.
+    pub fn stopped(&mut self, now: Instant) {
+        let at = self.asked_at.map_or(now, |asked| asked.min(now));
+        self.stopped_at.get_or_insert(at);
+    }
+
+    /// The guest runs.
+    pub fn runs(&mut self) {
+        self.stopped_at = None;
+    }
+
+    /// When the blackout will have lasted too long, as far as is known now.
+    pub fn blackout_over_at(&self) -> Option<Instant> {
+        let since = [self.stopped_at, self.asked_at].into_iter().flatten().min()?;
+        Some(since + self.longest_blackout)
+    }
+
+    /// So much has been sent, and so much is left.
+    pub fn sent(&mut self, transferred_bytes: u64, remaining_bytes: u64, now: Instant) {
+        let stands = self.moved.is_some_and(|(before, _)| before == transferred_bytes) && remaining_bytes > 0;
+        if !stands {
+            self.moved = Some((transferred_bytes, now));
+        }
+    }
+
+    /// Whether nothing has been sent for as long as a dead link would send nothing.
+    pub fn link_is_dead(&self, now: Instant) -> bool {
+        self.moved.is_some_and(|(_, since)| now.duration_since(since) > DEAD_LINK)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOUND: Duration = Duration::from_millis(2300);
+
+    #[test]
+    fn an_open_question_is_a_blackout_though_no_stop_was_heard() {
+        let start = Instant::now();
+        let mut watchdog = Watchdog::new(BOUND);
+        assert_eq!(watchdog.blackout_over_at(), None);
+        watchdog.asked(start);
+        watchdog.asked(start + BOUND);
+        assert_eq!(watchdog.blackout_over_at(), Some(start + BOUND));
+        watchdog.answered();
+        assert_eq!(watchdog.blackout_over_at(), None);
+    }
+
+    #[test]
+    fn a_stop_that_was_heard_late_counts_from_the_question_before_it() {
+        let start = Instant::now();
+        let mut watchdog = Watchdog::new(BOUND);
+        watchdog.asked(start);
+        watchdog.stopped(start + Duration::from_secs(1));
+        watchdog.answered();
+        assert_eq!(watchdog.blackout_over_at(), Some(start + BOUND));
+        watchdog.runs();
+        assert_eq!(watchdog.blackout_over_at(), None);
+    }
+
+    #[test]
+    fn a_link_is_dead_when_nothing_moves_with_something_left() {
+        let start = Instant::now();
+        let late = start + DEAD_LINK + Duration::from_millis(1);
+        let mut watchdog = Watchdog::new(BOUND);
+        watchdog.sent(100, 50, start);
+        watchdog.sent(100, 50, late);
+        assert!(watchdog.link_is_dead(late));
+        watchdog.sent(101, 50, late);
+        assert!(!watchdog.link_is_dead(late));
+        watchdog.sent(101, 0, late + DEAD_LINK * 2);
+        assert!(!watchdog.link_is_dead(late + DEAD_LINK * 2), "nothing is left");
+    }
+}

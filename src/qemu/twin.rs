@@ -1,0 +1,209 @@
+//! Starts a destination and waits until it can be spoken to.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::time::Duration;
+
+use super::rewrite::Rewritten;
+use crate::host::{DirectoryError, Launch, PrivateDirectory, ProcessHandle, ProcessView, launch};
+use crate::qmp::wire::printable;
+use crate::qmp::{Address, AddressError, Client, ConnectError, Deadlines, Leg, Tap};
+
+/// A QEMU under load has its monitor up within a second; one that takes this long never will.
+const START_WITHIN: Duration = Duration::from_secs(30);
+/// How often a monitor that is not there yet is looked for.
+const LOOK_EVERY: Duration = Duration::from_millis(2);
+/// So much of what a QEMU said before it died is shown.
+const LAST_WORDS_BYTES: usize = 2000;
+
+/// A destination that is there and waits, held.
+#[derive(Debug)]
+pub struct Twin {
+    /// The connection.
+    pub client: Client,
+    /// Its process.
+    pub process: ProcessHandle,
+    /// What was made for it and goes away with it.
+    pub directories: Vec<PrivateDirectory>,
+    /// Where it writes what it has to say.
+    pub log: PathBuf,
+}
+
+/// A destination that did not come to be.
+#[derive(Debug, thiserror::Error)]
+pub enum TwinError {
+    /// The program cannot be started.
+    #[error("{program} cannot be started")]
+    Launch {
+        /// The program.
+        program: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It started and ended at once.
+    #[error("the destination ended as it started ({status}); it said: {words}")]
+    Died {
+        /// How it ended.
+        status: String,
+        /// What it wrote.
+        words: String,
+    },
+    /// Its monitor never came.
+    #[error("the destination is there, but its QMP monitor did not come within {} s", START_WITHIN.as_secs())]
+    NoMonitor(#[source] ConnectError),
+    /// Nobody wants it any more.
+    #[error("cancelled while the destination was starting")]
+    Aborted,
+    /// A directory for it cannot be made.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// Its monitor cannot be named.
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    /// Its process cannot be held.
+    #[error("the destination's process cannot be watched")]
+    Process(#[source] io::Error),
+}
+
+/// Starts the destination as its source was started: same user, environment and directory.
+///
+/// On an error, and when `abort` comes true first, nothing of it is left.
+pub async fn start(
+    rewritten: &Rewritten,
+    source: &ProcessView,
+    log: PathBuf,
+    tap: Option<Tap>,
+    abort: impl Future<Output = ()>,
+) -> Result<Twin, TwinError> {
+    let mut directories = Vec::new();
+    match start_in(rewritten, source, &log, tap, &mut directories, abort).await {
+        Ok((client, process)) => Ok(Twin { client, process, directories, log }),
+        Err(error) => {
+            remove(&directories);
+            Err(error)
+        }
+    }
+}
+
+/// Removes what was made for a destination; what cannot be removed is said in the trace, and is never a reason to
+/// call a migration failed.
+pub fn remove(directories: &[PrivateDirectory]) {
+    for directory in directories {
+        if let Err(error) = directory.remove() {
+            tracing::warn!(directory = %directory.path().display(), %error, "not removed");
+        }
+    }
+}
+
+async fn start_in(
+    rewritten: &Rewritten,
+    source: &ProcessView,
+    log: &Path,
+    tap: Option<Tap>,
+    directories: &mut Vec<PrivateDirectory>,
+    abort: impl Future<Output = ()>,
+) -> Result<(Client, ProcessHandle), TwinError> {
+    for path in &rewritten.directories {
+        directories.push(PrivateDirectory::create(path.clone(), &source.credentials)?);
+    }
+    let address = Address::unix(rewritten.qmp.clone())?;
+    let command = rewritten.line.render();
+    let program = rewritten.line.program.clone();
+    tracing::debug!(?command, "starting the destination");
+    let mut child = launch(&Launch {
+        command,
+        environment: environment(source),
+        working_directory: source.working_directory.clone(),
+        credentials: source.credentials.clone(),
+        log: log.to_owned(),
+    })
+    .map_err(|source| TwinError::Launch { program, source })?;
+    let pid = i32::try_from(child.id()).map_err(|error| TwinError::Process(io::Error::other(error)))?;
+    let process = match ProcessHandle::open(pid) {
+        Ok(process) => process,
+        Err(error) => return Err(died(&mut child, log).unwrap_or(TwinError::Process(error))),
+    };
+    let connected = tokio::select! {
+        connected = monitor(&address, &mut child, log, tap) => connected,
+        () = abort => Err(TwinError::Aborted),
+    };
+    match connected {
+        Ok(client) => {
+            reap_in_the_end(child);
+            Ok((client, process))
+        }
+        Err(error) => {
+            // It has ended, or it is of no use: what cannot be killed has ended.
+            let _ = child.kill();
+            let _ = child.wait();
+            Err(error)
+        }
+    }
+}
+
+/// Waits for the monitor of a process that has just been started.
+async fn monitor(
+    address: &Address,
+    child: &mut Child,
+    log: &Path,
+    tap: Option<Tap>,
+) -> Result<Client, TwinError> {
+    let deadline = tokio::time::Instant::now() + START_WITHIN;
+    loop {
+        let deadlines = Deadlines { connect: START_WITHIN };
+        let connected = match tap.clone() {
+            Some(tap) => Client::connect_tapped(address, Leg::Destination, deadlines, tap).await,
+            None => Client::connect(address, Leg::Destination, deadlines).await,
+        };
+        match connected {
+            Ok(client) => return Ok(client),
+            Err(error) => {
+                if let Some(died) = died(child, log) {
+                    return Err(died);
+                }
+                let not_yet =
+                    matches!(error, ConnectError::NotFound { .. } | ConnectError::NobodyListens { .. });
+                if !not_yet || tokio::time::Instant::now() > deadline {
+                    return Err(TwinError::NoMonitor(error));
+                }
+            }
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// How a process ended and what it said, if it has ended.
+fn died(child: &mut Child, log: &Path) -> Option<TwinError> {
+    let status = child.try_wait().ok()??;
+    Some(TwinError::Died { status: status.to_string(), words: last_words(log) })
+}
+
+/// The end of what a QEMU wrote, safe to print.
+pub fn last_words(log: &Path) -> String {
+    let text = std::fs::read(log).unwrap_or_default();
+    let end = &text[text.len().saturating_sub(LAST_WORDS_BYTES)..];
+    let words = String::from_utf8_lossy(end);
+    let lines = words.lines().map(str::trim).filter(|line| !line.is_empty()).map(printable);
+    let joined = lines.collect::<Vec<_>>().join("; ");
+    if joined.is_empty() { "nothing".to_owned() } else { joined }
+}
+
+/// A child that has ended stays as a zombie until its parent asks. The engine outlives a destination only where that
+/// died, and then a thread that waits for it costs nothing.
+fn reap_in_the_end(mut child: Child) {
+    let spawned =
+        std::thread::Builder::new().name("reap".to_owned()).stack_size(64 << 10).spawn(move || child.wait());
+    if let Err(error) = spawned {
+        tracing::debug!(%error, "no thread to reap the destination");
+    }
+}
+
+/// The source's environment, without what was meant for that one process: sockets and watchdogs of its supervisor.
+fn environment(source: &ProcessView) -> Vec<(std::ffi::OsString, std::ffi::OsString)> {
+    const OF_THE_SUPERVISOR: [&str; 6] =
+        ["LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"];
+    let mine = |key: &std::ffi::OsString| key.to_str().is_none_or(|key| !OF_THE_SUPERVISOR.contains(&key));
+    source.environment.iter().filter(|(key, _)| mine(key)).cloned().collect()
+}
