@@ -1,5 +1,10 @@
 //! Moving one guest.
 
+/// The only writer of a migration's state.
+pub mod driver;
+/// Points at which a test holds the engine still.
+#[cfg(feature = "hold-points")]
+mod hold;
 /// The record of a running migration, and those who watch it grow.
 pub mod history;
 /// What people may ask of a running migration.
@@ -8,3 +13,7 @@ pub mod order;
 pub mod phase;
 /// What is to be moved, where to, and within which limits.
 pub mod plan;
+/// What happens once, in order.
+pub mod step;
+/// When a blackout or a silent stream has lasted too long.
+pub mod watchdog;

@@ -297,6 +297,8 @@ fn streaming(guest: Guest, input: &Input) -> (Phase, Option<Action>) {
             (Phase::Retreating(guest, Retreat::Stopping), Some(Action::CancelSource))
         }
         Input::BlackoutOver => (Phase::Retreating(guest, Retreat::Stopping), Some(Action::YankSource)),
+        // The source lives and cannot be spoken to any more.
+        Input::GiveUp => (Phase::Undecided(MayRun::Source), None),
         _ => (stay, None),
     }
 }
@@ -341,6 +343,7 @@ fn switchover(
         }
         // A source that has ended sends nothing more: a destination that has not completed by then never will.
         (Input::GiveUp, SourceEnd::Gone) => (Phase::Lost, None),
+        (Input::GiveUp, SourceEnd::Sending) => (Phase::Undecided(MayRun::Source), None),
         _ => (Phase::Switchover { guest, source, destination_completed }, None),
     }
 }

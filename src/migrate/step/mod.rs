@@ -1,7 +1,5 @@
 //! The steps of a migration that happen once, in order; what happens in between is the driver's.
 
-/// Ends what is over, and gives the guest its names.
-pub mod finish;
 /// Sets both sides up, and the source back as it was.
 pub mod prepare;
 /// Looks at the source, and at all that stands in the way.

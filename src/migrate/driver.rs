@@ -1,0 +1,666 @@
+//! The only writer of a migration's state: selects what happens, asks the phase machine, performs what it says.
+//!
+//! ```text
+//!   source's events ─┐
+//!   destination's ───┤                 Input                     Action
+//!   answers ─────────┼──► select! ───────────► Phase::next ───────────────► perform ──► QMP, pidfd
+//!   orders, times ───┤                                                         │
+//!   ends of process ─┘◄────────────────────── answers ◄────────────────────────┘
+//! ```
+//!
+//! A command is put on the wire as its action is performed; only its answer is waited for elsewhere, so that nothing
+//! stands between two completions and `cont`.
+
+use std::time::{Duration, Instant};
+
+use qapi_qmp as words;
+use tokio::sync::mpsc;
+use tokio::time::{Instant as TokioInstant, sleep_until};
+
+use super::history::History;
+use super::order::{Order, Orders, Request};
+use super::phase::{Action, Input, Phase, Retreat, Seen};
+use super::plan::Limits;
+use super::step::prepare;
+use super::watchdog::Watchdog;
+use crate::converge::{Controller, Verdict};
+use crate::host::ProcessHandle;
+use crate::qmp::words::{MigrationInfo, MigrationStatus, Notice, RunState, StatusInfo};
+use crate::qmp::{Address, CallError, Client, Deadlines, Events, Heard, Leg};
+use crate::record::{Choice, Decision, Entry, Pass, Sample};
+
+/// How often the source is asked how far it is. QEMU's own figures change every 100 ms.
+const ASK_EVERY: Duration = Duration::from_millis(100);
+/// Not every answer goes into the record.
+const SAMPLE_EVERY_MS: f64 = 250.0;
+/// A destination heard of within this is alive: between its `completed` and the source's there is 0.2 ms.
+const FRESH: Duration = Duration::from_millis(50);
+/// A retreat step that should take a few milliseconds is tried again after this.
+const TRY_AGAIN: Duration = Duration::from_millis(20);
+/// `migrate_cancel` has so long before `yank` follows (`feasibility.md` section 6), and a `cont` before the
+/// destination is asked.
+const LAST_CALL: Duration = Duration::from_secs(1);
+/// A retreat or a hand-over that has not come to its end by then never will.
+const GIVE_UP: Duration = Duration::from_secs(30);
+/// A process that closes its monitor as it ends is gone within this.
+const LAST_BREATH: Duration = Duration::from_millis(200);
+/// Answers are awaited for as long as a retreat is tried: silence in the blackout is not death.
+const ANSWER: Duration = Duration::from_secs(60);
+
+/// One side of a migration that is prepared.
+#[derive(Debug)]
+pub struct Side {
+    /// Which.
+    pub leg: Leg,
+    /// Where its monitor is.
+    pub address: Address,
+    /// The connection.
+    pub client: Client,
+    /// Its events since it was connected to.
+    pub events: Events,
+    /// Its process.
+    pub process: ProcessHandle,
+    /// Whether it can still be heard, and lives.
+    pub contact: Contact,
+}
+
+/// Whether a side can still be heard, and lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Contact {
+    /// It can be heard.
+    Heard,
+    /// Its process lives, and its monitor cannot be reached any more.
+    Lost,
+    /// Its process has ended.
+    Ended,
+}
+
+impl Side {
+    /// Waits for what it says or does next.
+    async fn next(&mut self) -> Word {
+        tokio::select! {
+            biased;
+            heard = self.events.next(), if self.contact == Contact::Heard => match heard {
+                Ok(heard) => Word::Heard(heard),
+                Err(_) => Word::Silence,
+            },
+            () = self.process.ended(), if self.contact != Contact::Ended => Word::End,
+            else => std::future::pending().await,
+        }
+    }
+
+    /// Connects anew to a side whose connection has ended while its process lives. Events of the meantime are lost;
+    /// its status is asked for all the time.
+    async fn reconnect(&mut self) -> bool {
+        let deadlines = Deadlines { connect: LAST_CALL };
+        match Client::connect(&self.address, self.leg, deadlines).await {
+            Ok(client) => {
+                self.events = client.events();
+                self.client = client;
+                true
+            }
+            Err(error) => {
+                tracing::debug!(leg = %self.leg, %error, "not reconnected");
+                false
+            }
+        }
+    }
+}
+
+/// What a side says or does.
+enum Word {
+    Heard(Heard),
+    Silence,
+    End,
+}
+
+/// What the driver has learned by the time nothing more happens.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Conclusion {
+    /// Where it stands; final.
+    pub phase: Phase,
+    /// Why the guest went back, or did not arrive.
+    pub reason: Option<String>,
+    /// The source's last `STOP` before the switch, in microseconds since 1970 by its host's clock.
+    pub stopped_at_us: Option<u64>,
+    /// The destination's `RESUME`, likewise.
+    pub resumed_at_us: Option<u64>,
+}
+
+/// An answer that has come.
+#[derive(Debug)]
+enum Answer {
+    Asked(Result<MigrationInfo, CallError>),
+    AskedDestination(Result<MigrationInfo, CallError>),
+    State(Leg, Result<StatusInfo, CallError>),
+    Continued(Leg, Result<(), CallError>),
+    Alive(bool),
+    Started(Result<(), CallError>),
+    Paused(Result<(), CallError>),
+}
+
+/// Drives one migration from `migrate` to its end.
+#[derive(Debug)]
+pub struct Driver<'a> {
+    source: Side,
+    destination: Side,
+    phase: Phase,
+    history: &'a mut History,
+    orders: &'a mut Orders,
+    limits: Limits,
+    controller: Controller,
+    watchdog: Watchdog,
+    answers: mpsc::UnboundedSender<Answer>,
+    answered: mpsc::UnboundedReceiver<Answer>,
+    conclusion: Conclusion,
+    streaming_since_ms: f64,
+    pass: u64,
+    sampled_at_ms: f64,
+    ask_at: Instant,
+    step_overdue_at: Option<Instant>,
+    give_up_at: Option<Instant>,
+    pause_orders: Vec<Order>,
+}
+
+impl<'a> Driver<'a> {
+    /// A driver for two sides that are prepared.
+    pub fn new(
+        (source, destination): (Side, Side),
+        phase: Phase,
+        limits: Limits,
+        controller: Controller,
+        history: &'a mut History,
+        orders: &'a mut Orders,
+    ) -> Self {
+        let (answers, answered) = mpsc::unbounded_channel();
+        let streaming_since_ms = history.now_ms();
+        Self {
+            source,
+            destination,
+            phase,
+            orders,
+            limits,
+            controller,
+            watchdog: Watchdog::new(limits.longest_blackout()),
+            answers,
+            answered,
+            conclusion: Conclusion { phase, reason: None, stopped_at_us: None, resumed_at_us: None },
+            streaming_since_ms,
+            history,
+            pass: 0,
+            sampled_at_ms: f64::MIN,
+            ask_at: Instant::now(),
+            step_overdue_at: None,
+            give_up_at: None,
+            pause_orders: Vec::new(),
+        }
+    }
+
+    /// Starts the stream and drives it until nothing more happens.
+    pub async fn run(mut self, uri: &str) -> (Conclusion, Side, Side) {
+        self.history.enter(self.phase.name());
+        let command = words::migrate { uri: Some(uri.to_owned()), channels: None, detach: None, resume: None };
+        self.send(Leg::Source, &command, |answer| Answer::Started(answer.map(drop)));
+        while !self.phase.is_final() {
+            self.step().await;
+        }
+        for order in self.pause_orders.drain(..) {
+            order.answer(Err("the migration has ended".to_owned()));
+        }
+        self.conclusion.phase = self.phase;
+        (self.conclusion, self.source, self.destination)
+    }
+
+    /// Waits for one thing to happen, and takes it in.
+    async fn step(&mut self) {
+        let wake_at = TokioInstant::from_std(self.wake_at());
+        tokio::select! {
+            biased;
+            word = self.source.next() => self.word(Leg::Source, word).await,
+            word = self.destination.next() => self.word(Leg::Destination, word).await,
+            Some(answer) = self.answered.recv() => self.answer(answer).await,
+            order = self.orders.next() => self.order(order).await,
+            () = sleep_until(wake_at) => self.times(Instant::now()).await,
+        }
+    }
+
+    fn side(&mut self, leg: Leg) -> &mut Side {
+        match leg {
+            Leg::Source => &mut self.source,
+            Leg::Destination => &mut self.destination,
+        }
+    }
+
+    async fn word(&mut self, leg: Leg, word: Word) {
+        match word {
+            Word::Heard(heard) => self.heard(leg, &heard).await,
+            Word::Silence => self.deaf(leg).await,
+            Word::End => self.ended(leg).await,
+        }
+    }
+
+    async fn ended(&mut self, leg: Leg) {
+        self.side(leg).contact = Contact::Ended;
+        self.explain(&format!("the {leg}'s process has ended"));
+        if leg == Leg::Source {
+            self.give_up_at.get_or_insert(Instant::now() + GIVE_UP);
+        }
+        self.take(on(leg, Seen::Gone)).await;
+    }
+
+    /// The next moment at which something is due.
+    fn wake_at(&self) -> Instant {
+        let blackout_over = self.phase.can_retreat().then(|| self.watchdog.blackout_over_at()).flatten();
+        [Some(self.ask_at), self.step_overdue_at, self.give_up_at, blackout_over]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(self.ask_at)
+    }
+
+    async fn times(&mut self, now: Instant) {
+        if now >= self.ask_at {
+            self.ask(now);
+        }
+        if self.give_up_at.is_some_and(|at| now >= at) {
+            self.explain("it was tried for as long as makes sense");
+            self.take(Input::GiveUp).await;
+        } else if self.step_overdue_at.is_some_and(|at| now >= at) {
+            self.step_overdue_at = Some(now + self.patience());
+            self.take(Input::Overdue).await;
+        }
+        let over = self.watchdog.blackout_over_at().is_some_and(|at| now >= at);
+        if over && self.phase.can_retreat() {
+            let bound = crate::units::show_duration(self.limits.longest_blackout());
+            self.explain(&format!("the switchover took longer than the budget and its grace together ({bound})"));
+            self.take(Input::BlackoutOver).await;
+        }
+        if matches!(self.phase, Phase::Streaming(_)) && self.watchdog.link_is_dead(now) {
+            self.explain("the stream stood still: nothing was taken by the destination for 3 s");
+            self.take(Input::Retreat).await;
+        }
+    }
+
+    /// Asks the source how far it is, and in the switchover the destination too: events tell it sooner, but an answer
+    /// cannot be missed.
+    fn ask(&mut self, now: Instant) {
+        self.ask_at = now + ASK_EVERY;
+        if !self.watchdog.is_open() && self.source.contact == Contact::Heard {
+            self.watchdog.asked(now);
+            let as_info = |answer: Result<serde_json::Value, CallError>| answer.and_then(|value| read(Leg::Source, value));
+            self.send(Leg::Source, &words::query_migrate {}, move |answer| Answer::Asked(as_info(answer)));
+        }
+        if matches!(self.phase, Phase::Switchover { .. }) && self.destination.contact == Contact::Heard {
+            let as_info =
+                |answer: Result<serde_json::Value, CallError>| answer.and_then(|value| read(Leg::Destination, value));
+            self.send(Leg::Destination, &words::query_migrate {}, move |answer| {
+                Answer::AskedDestination(as_info(answer))
+            });
+        }
+    }
+
+    async fn heard(&mut self, leg: Leg, heard: &Heard) {
+        let at_us = heard.event.timestamp_microseconds;
+        tracing::debug!(%leg, event = heard.event.name, data = %heard.event.data, "event");
+        let seen = match Notice::from(&heard.event) {
+            Notice::Migration(status) => Seen::Status(status),
+            Notice::Stop => {
+                if leg == Leg::Source {
+                    self.conclusion.stopped_at_us = at_us;
+                    if !self.is_held() {
+                        self.watchdog.stopped(heard.at);
+                    }
+                }
+                Seen::Stopped
+            }
+            Notice::Resume => {
+                match leg {
+                    Leg::Source => self.watchdog.runs(),
+                    Leg::Destination => self.conclusion.resumed_at_us = at_us,
+                }
+                Seen::Resumed
+            }
+            Notice::Pass(_) if leg == Leg::Source => return self.ask_now(),
+            _ => return,
+        };
+        self.take(on(leg, seen)).await;
+    }
+
+    /// A pass has begun: its size is the one thing that only an answer tells.
+    fn ask_now(&mut self) {
+        if !self.watchdog.is_open() {
+            self.ask(Instant::now());
+        }
+    }
+
+    /// A connection has ended. A process that is on its way out closes its monitor first; one that lives is
+    /// connected to anew. A destination that cannot be reached gets no `cont`, as long as there is a way back.
+    async fn deaf(&mut self, leg: Leg) {
+        let is_committed = matches!(self.phase, Phase::Committed { .. });
+        let side = self.side(leg);
+        if side.process.ended_within(LAST_BREATH).await {
+            return self.ended(leg).await;
+        }
+        if (leg == Leg::Source || is_committed) && side.reconnect().await {
+            tracing::info!(%leg, "connected anew");
+            return self.watchdog.answered();
+        }
+        self.side(leg).contact = Contact::Lost;
+        self.explain(&format!("the connection to the {leg}'s monitor was lost"));
+        match leg {
+            Leg::Destination => self.take(Input::Retreat).await,
+            Leg::Source => self.take(Input::GiveUp).await,
+        }
+    }
+
+    async fn answer(&mut self, answer: Answer) {
+        match answer {
+            Answer::Asked(Ok(info)) => {
+                self.watchdog.answered();
+                self.sample(&info).await;
+                self.status(Leg::Source, &info).await;
+            }
+            Answer::AskedDestination(Ok(info)) => self.status(Leg::Destination, &info).await,
+            Answer::State(leg, Ok(status)) => {
+                if leg == Leg::Source && status.status == RunState::Paused {
+                    // Somebody's pause is no blackout of ours.
+                    self.watchdog.runs();
+                }
+                self.take(on(leg, Seen::State(status.status))).await;
+            }
+            Answer::Continued(leg, Err(error)) if !error.may_have_happened() => {
+                // A source that is not finalized yet is asked again; a destination that refuses does not run.
+                tracing::debug!(%leg, %error, "cont was refused");
+                if leg == Leg::Destination {
+                    self.explain(&error.to_string());
+                    self.take(Input::Destination(Seen::ContinueRefused)).await;
+                }
+            }
+            Answer::Alive(true) => self.take(Input::DestinationAlive).await,
+            Answer::Alive(false) => {
+                self.explain("the destination gave no sign of life after both had completed");
+                self.take(Input::DestinationSilent).await;
+            }
+            Answer::Started(Err(error)) if !error.may_have_happened() => {
+                self.explain(&error.to_string());
+                self.take(Input::Source(Seen::Status(MigrationStatus::Failed))).await;
+            }
+            Answer::Paused(result) => {
+                let said = result.map(|()| "the guest stands still; it will run on the destination".to_owned());
+                for order in self.pause_orders.drain(..) {
+                    order.answer(said.clone().map_err(|error: CallError| error.to_string()));
+                }
+            }
+            // What was not answered is asked again, or its connection has ended and `deaf` deals with it.
+            Answer::Asked(Err(error))
+            | Answer::AskedDestination(Err(error))
+            | Answer::State(_, Err(error))
+            | Answer::Started(Err(error))
+            | Answer::Continued(_, Err(error)) => tracing::debug!(%error, "not answered"),
+            Answer::Started(Ok(())) | Answer::Continued(_, Ok(())) => {}
+        }
+    }
+
+    async fn status(&mut self, leg: Leg, info: &MigrationInfo) {
+        let Some(status) = info.status.clone() else { return };
+        if status == MigrationStatus::Failed
+            && let Some(reason) = &info.error_desc
+        {
+            self.explain(&format!("the {leg}'s QEMU says: {reason}"));
+        }
+        self.take(on(leg, Seen::Status(status))).await;
+    }
+
+    /// Takes in what the source says of its progress.
+    async fn sample(&mut self, info: &MigrationInfo) {
+        let Some(ram) = &info.ram else { return };
+        let now_ms = self.history.now_ms();
+        self.watchdog.sent(ram.transferred_bytes, ram.remaining_bytes, Instant::now());
+        let sample = Sample {
+            at_ms: now_ms,
+            transferred_bytes: ram.transferred_bytes,
+            remaining_bytes: ram.remaining_bytes,
+            total_bytes: ram.total_bytes,
+            passes: ram.dirty_sync_count,
+            dirty_bytes_per_second: ram.dirty_pages_per_second * ram.page_size_bytes.unwrap_or(4096),
+            stream_bytes_per_second: self.controller.stream_bytes_per_second(),
+            downtime_limit_ms: self.controller.limit_ms(),
+            throttle_percent: info.cpu_throttle_percentage.unwrap_or(0),
+        };
+        let is_pass = sample.passes > self.pass;
+        if is_pass {
+            self.pass = sample.passes;
+            let remaining_bytes = sample.remaining_bytes;
+            self.history.add(Entry::Pass(Pass { number: sample.passes, at_ms: now_ms, remaining_bytes }));
+        }
+        if is_pass || now_ms - self.sampled_at_ms >= SAMPLE_EVERY_MS {
+            self.sampled_at_ms = now_ms;
+            self.history.add(Entry::Sample(sample));
+        }
+        let active = info.status == Some(MigrationStatus::Active);
+        if active && matches!(self.phase, Phase::Streaming(_)) {
+            let verdict = self.controller.observe(&sample, now_ms - self.streaming_since_ms);
+            if let Some(verdict) = verdict {
+                self.decide(verdict).await;
+            }
+        }
+    }
+
+    async fn decide(&mut self, verdict: Verdict) {
+        let Verdict { choice, reason, forecast } = verdict;
+        self.record(choice, &reason, forecast);
+        match choice {
+            Choice::Limit { downtime_limit_ms } => self.set_limits(Some(downtime_limit_ms), false),
+            Choice::Infeasible { .. } | Choice::OutOfTime => {
+                self.explain(&reason);
+                self.take(Input::Retreat).await;
+            }
+            Choice::Pause | Choice::Budget => {}
+        }
+    }
+
+    fn record(&mut self, choice: Choice, reason: &str, forecast: Option<crate::record::Forecast>) {
+        let at_ms = self.history.now_ms();
+        self.history.add(Entry::Decision(Decision { at_ms, choice, reason: reason.to_owned(), forecast }));
+    }
+
+    /// Sends limits; a refusal is traced, since the limit in force is then a lower one and the budget is kept.
+    fn set_limits(&self, downtime_limit_ms: Option<u64>, bandwidth_too: bool) {
+        let client = self.source.client.clone();
+        let bandwidth = bandwidth_too.then_some(self.limits.max_bandwidth);
+        tokio::spawn(async move {
+            if let Err(error) = prepare::set_limits(&client, downtime_limit_ms, bandwidth).await {
+                tracing::warn!(%error, "limits were not taken");
+            }
+        });
+    }
+
+    async fn order(&mut self, order: Order) {
+        match order.request.clone() {
+            Request::Cancel(reason) if self.phase.can_retreat() => {
+                self.explain(&reason);
+                self.take(Input::Retreat).await;
+                order.answer(Ok("cancelled; the guest goes back to its source".to_owned()));
+            }
+            Request::Cancel(_) => order.answer(Err(match self.phase {
+                Phase::Retreating(..) => "the guest is on its way back already".to_owned(),
+                _ => "too late: the destination has been told to run the guest".to_owned(),
+            })),
+            Request::Pause if matches!(self.phase, Phase::Streaming(_)) => {
+                self.record(Choice::Pause, "asked for: the guest stands still until it runs on the destination", None);
+                self.take(Input::StoppedByConsent).await;
+                self.send(Leg::Source, &words::stop {}, |answer| Answer::Paused(answer.map(drop)));
+                self.pause_orders.push(order);
+            }
+            Request::Pause => order.answer(Err("the switchover has begun".to_owned())),
+            Request::Limits(limits) => {
+                if let Some(max_downtime) = limits.max_downtime_ms {
+                    self.limits.max_downtime = max_downtime;
+                }
+                if let Some(rate) = limits.max_bandwidth_bytes_per_second {
+                    self.limits.max_bandwidth = Some(rate);
+                }
+                self.controller.set_budget(self.limits.budget());
+                self.watchdog.set_longest_blackout(self.limits.longest_blackout());
+                self.record(Choice::Budget, "asked for: new limits", None);
+                self.set_limits(Some(self.controller.limit_ms()), true);
+                order.answer(Ok("the limits are in force".to_owned()));
+            }
+        }
+    }
+
+    /// Asks the phase machine, and performs what it says. The machine is asked again at once where an action is
+    /// answered at once.
+    async fn take(&mut self, input: Input) {
+        let mut next = Some(input);
+        while let Some(input) = next.take() {
+            let (phase, action) = self.phase.next(&input);
+            if phase != self.phase {
+                tracing::debug!(from = ?self.phase, to = ?phase, ?input, "phase");
+                self.enter(phase).await;
+            }
+            if let Some(action) = action {
+                next = self.perform(action);
+            }
+        }
+    }
+
+    async fn enter(&mut self, phase: Phase) {
+        self.phase = phase;
+        self.history.enter(phase.name());
+        #[cfg(feature = "hold-points")]
+        super::hold::at(phase).await;
+        let now = Instant::now();
+        self.step_overdue_at = match phase {
+            Phase::Retreating(..) | Phase::Committed { .. } => Some(now + self.patience()),
+            _ => None,
+        };
+        let bounded = match phase {
+            Phase::Retreating(..) | Phase::Committed { .. } => true,
+            _ => false,
+        };
+        if bounded {
+            self.give_up_at.get_or_insert(now + GIVE_UP);
+        }
+    }
+
+    /// How long the present step may take before it is tried again.
+    fn patience(&self) -> Duration {
+        match self.phase {
+            Phase::Retreating(_, Retreat::Settling | Retreat::Reviving) => TRY_AGAIN,
+            _ => LAST_CALL,
+        }
+    }
+
+    /// Whether the engine itself has stopped the guest, with consent.
+    fn is_held(&self) -> bool {
+        matches!(self.phase, Phase::Streaming(guest) if guest.at_source == super::phase::AtSource::Held)
+    }
+
+    /// Puts an action on its way; gives an input where its answer is known at once.
+    fn perform(&mut self, action: Action) -> Option<Input> {
+        tracing::debug!(?action, "action");
+        match action {
+            Action::AskSource => self.ask_state(Leg::Source),
+            Action::AskDestination => self.ask_state(Leg::Destination),
+            Action::CancelSource => {
+                self.send(Leg::Source, &words::migrate_cancel {}, |answer| Answer::Started(answer.map(drop)));
+            }
+            Action::YankSource => self.yank(),
+            Action::ContinueSource => {
+                self.send(Leg::Source, &words::cont {}, |answer| Answer::Continued(Leg::Source, answer.map(drop)));
+            }
+            Action::ContinueDestination => self.send(Leg::Destination, &words::cont {}, |answer| {
+                Answer::Continued(Leg::Destination, answer.map(drop))
+            }),
+            Action::ProveDestination => {
+                if self.destination.client.last_heard().elapsed() < FRESH {
+                    return Some(Input::DestinationAlive);
+                }
+                self.prove_destination();
+            }
+            Action::KillDestination => {
+                if let Err(error) = self.destination.process.kill() {
+                    tracing::warn!(%error, "the destination cannot be ended");
+                }
+                if self.destination.process.has_ended() {
+                    return Some(Input::Destination(Seen::Gone));
+                }
+            }
+        }
+        None
+    }
+
+    fn ask_state(&self, leg: Leg) {
+        self.send(leg, &words::query_status {}, move |answer| {
+            Answer::State(leg, answer.and_then(|value| read(leg, value)))
+        });
+    }
+
+    /// Breaks the stream, out of band: in the blackout nothing else is answered. A QEMU before 6.0 knows no `yank`,
+    /// and gets the cancel that it may answer later.
+    fn yank(&self) {
+        let command = words::yank { instances: vec![words::YankInstance::migration] };
+        let (client, source) = (self.source.client.send_out_of_band(&command), self.source.client.clone());
+        tokio::spawn(async move {
+            if let Err(error) = client.within(ANSWER).await {
+                tracing::debug!(%error, "yank");
+                if error.is_command_not_found() || matches!(error, CallError::NoOutOfBand { .. }) {
+                    let _ = source.call(&words::migrate_cancel {}, ANSWER).await;
+                }
+            }
+        });
+    }
+
+    /// One round trip with what is left of the blackout as its deadline, and with 100 ms at least.
+    fn prove_destination(&self) {
+        let left = self.watchdog.blackout_over_at().map(|at| at.saturating_duration_since(Instant::now()));
+        let deadline = left.unwrap_or(LAST_CALL).clamp(Duration::from_millis(100), LAST_CALL);
+        let (reply, answers) = (self.destination.client.send(&words::query_status {}), self.answers.clone());
+        tokio::spawn(async move {
+            let alive = reply.within(deadline).await.is_ok();
+            let _ = answers.send(Answer::Alive(alive));
+        });
+    }
+
+    /// Puts a command on the wire now; its answer comes back through `answers`.
+    fn send<C: qapi::Command>(
+        &self,
+        leg: Leg,
+        command: &C,
+        as_answer: impl FnOnce(Result<serde_json::Value, CallError>) -> Answer + Send + 'static,
+    ) {
+        let client = match leg {
+            Leg::Source => &self.source.client,
+            Leg::Destination => &self.destination.client,
+        };
+        let (reply, answers) = (client.send(command), self.answers.clone());
+        tokio::spawn(async move {
+            // The driver has ended meanwhile: then nobody needs the answer.
+            let _ = answers.send(as_answer(reply.within(ANSWER).await));
+        });
+    }
+
+    /// Keeps the first reason: what follows is its consequence.
+    fn explain(&mut self, reason: &str) {
+        if self.conclusion.reason.is_none() {
+            tracing::info!(reason);
+            self.conclusion.reason = Some(reason.to_owned());
+        }
+    }
+}
+
+fn on(leg: Leg, seen: Seen) -> Input {
+    match leg {
+        Leg::Source => Input::Source(seen),
+        Leg::Destination => Input::Destination(seen),
+    }
+}
+
+fn read<V: serde::de::DeserializeOwned>(leg: Leg, value: serde_json::Value) -> Result<V, CallError> {
+    serde_json::from_value(value).map_err(|error| CallError::Unreadable {
+        leg,
+        command: "a query",
+        reason: error.to_string(),
+    })
+}
