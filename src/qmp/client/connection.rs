@@ -175,8 +175,7 @@ impl<S: AsyncRead + AsyncWrite> Connection<S> {
     async fn serve(&mut self) -> Result<(), Closed> {
         loop {
             self.deliver()?;
-            let tap = self.tap.as_ref();
-            self.shared.window().take(&mut self.out, |line| show(tap, Direction::Sent, line));
+            self.take_commands();
             if self.shared.is_closed() {
                 return Ok(());
             }
@@ -189,6 +188,14 @@ impl<S: AsyncRead + AsyncWrite> Connection<S> {
                 },
                 () = self.shared.wake.notified() => (),
             }
+        }
+    }
+
+    fn take_commands(&mut self) {
+        let before = self.out.len();
+        self.shared.window().take(&mut self.out);
+        for line in self.out[before..].split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            show(self.tap.as_ref(), Direction::Sent, line);
         }
     }
 
