@@ -8,23 +8,31 @@ use qmigrate::qmp::{Load, Message, WireError};
 
 use crate::scripted_peer::{ScriptedPeer, soon};
 
-/// Pieces from which real and broken conversations are made.
+/// Whole lines, as monitors of all ages may send them.
+const LINES: &[&str] = &[
+    "\n",
+    "{\"return\": {}, \"id\": 1}\r\n",
+    "{\"return\": {\"status\": \"running\"}}\n",
+    "{\"error\": {\"class\": \"GenericError\", \"desc\": \"\\u001b[2J\"}, \"id\": 1}\n",
+    "{\"event\": \"MIGRATION\", \"data\": {\"status\": \"novel\"}, \"timestamp\": {\"seconds\": -1}}\n",
+    "{\"event\": \"STOP\", \"timestamp\": {\"seconds\": 18446744073709551615, \"microseconds\": 1}}\n",
+    "{\"QMP\": {\"version\": {\"qemu\": {\"micro\": 2}}, \"capabilities\": [\"oob\"]}}\n",
+    "{\"error\": 5, \"event\": null}\n",
+    " 5 \r\n",
+    "[\"\\u00e9\"]\n",
+];
+
+/// Pieces of lines, and of what is no QMP.
 const PIECES: &[&str] = &[
     "\n",
-    "\r\n",
     "{",
-    "}",
+    "}\n",
     "[[[[",
     "\"",
-    "\\u00",
     "\\ud800",
-    "{\"return\": {}, \"id\": 1}\r\n",
     "{\"return\": ",
-    "{\"error\": {\"class\": \"GenericError\", \"desc\": \"\\u001b[2J\"}}\n",
     "{\"error\": ",
-    "{\"event\": \"MIGRATION\", \"data\": {\"status\": \"novel\"}, \"timestamp\": {\"seconds\": -1}}\n",
     "{\"event\": ",
-    "{\"QMP\": {\"version\": {\"qemu\": {\"micro\": 2}}, \"capabilities\": [\"oob\"]}}\n",
     "18446744073709551616",
     "-1e999",
     "QEMU 10.0.2 monitor - type 'help' for more information\r\n(qemu) ",
@@ -32,7 +40,8 @@ const PIECES: &[&str] = &[
 
 fn conversation() -> impl Strategy<Value = Vec<u8>> {
     let piece = prop_oneof![
-        3 => prop::sample::select(PIECES).prop_map(|piece| piece.as_bytes().to_vec()),
+        12 => prop::sample::select(LINES).prop_map(|line| line.as_bytes().to_vec()),
+        2 => prop::sample::select(PIECES).prop_map(|piece| piece.as_bytes().to_vec()),
         1 => prop::collection::vec(any::<u8>(), 0..24),
     ];
     prop::collection::vec(piece, 0..10).prop_map(|pieces| pieces.concat())
