@@ -5,9 +5,9 @@
 //! are routed by id, a reply that nobody awaits any more is dropped when it comes, and each listener has a queue of
 //! its own.
 //!
-//! At most [`IN_BAND_COMMANDS`] in-band commands are in flight, the rest wait here, in order. QEMU reads no further
-//! while its own queue of eight is full, and then an out-of-band command is stuck with the others: with 7 outstanding
-//! `yank` was answered, with 13 it was never read (10.0, 11.1).
+//! At most [`client::IN_BAND_COMMANDS`] in-band commands are in flight, the rest wait here, in order. QEMU reads no
+//! further while its own queue of eight is full, and then an out-of-band command is stuck with the others: with 7
+//! outstanding `yank` was answered, with 13 it was never read (10.0, 11.1).
 
 use std::fmt;
 use std::sync::Arc;

@@ -11,10 +11,12 @@
 //!   ------------------------------- a unix or TCP socket -------------------------------
 //! ```
 //!
-//! - [`address`] says where a monitor is.
-//! - [`wire`] cuts bytes into lines and lines into messages. It does no I/O and fails only on what is not QMP at all.
-//! - [`client`] owns a connection: one task that reads and writes, a window of commands, listeners for events.
-//! - [`words`] is the vocabulary. What a newer QEMU adds is kept as data and never an error.
+//! - [`address`](crate::qmp::address) says where a monitor is.
+//! - [`wire`](crate::qmp::wire) cuts bytes into lines and lines into messages. It does no I/O and fails only on what
+//!   is not QMP at all.
+//! - [`client`](crate::qmp::client) owns a connection: one task that reads and writes, a window of commands, listeners
+//!   for events.
+//! - [`words`](crate::qmp::words) is the vocabulary. What a newer QEMU adds is kept as data and never an error.
 //!
 //! A QMP socket serves one client at a time, and what a connection negotiated ends with it. QEMU answers in-band
 //! commands from its main loop, which stands still for the whole blackout of a migration (5 s were seen): silence is

@@ -2,7 +2,7 @@
 //!
 //! A view reads what it knows. A status or an event of a newer QEMU is kept as `Other`, a field that is missing or has
 //! an unexpected shape reads as absent, unknown fields are kept where they may interest a reader. Views never decide
-//! anything. Commands out are the types of [`qapi::qmp`] and, where these lack one, of [`commands`].
+//! anything. Commands out are the types of [`qapi::qmp`] and, where these lack one, of [`words::commands`].
 
 use std::fmt;
 

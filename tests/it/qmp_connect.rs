@@ -67,14 +67,22 @@ async fn who_holds_a_silent_monitor_is_named_by_pid() {
     );
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_monitor_that_greets_and_then_stands_still_is_a_timeout() {
-    let greeting = b"{\"QMP\": {\"version\": {\"qemu\": {\"major\": 5, \"minor\": 2, \"micro\": 0}}}}\n";
-    let error = failure_after(greeting, false, 200).await;
+    let (stream, mut peer) = ScriptedPeer::pair();
+    peer.send(&json!({"QMP": {"version": {"qemu": {"major": 5, "minor": 2, "micro": 0}}}})).await;
+    let error = soon(Client::over(stream, Leg::Source, Deadlines::default(), None)).await.unwrap_err();
     assert!(matches!(error, ConnectError::Timeout { what: "negotiation", .. }), "{error}");
-    let error =
-        failure_after(&[&greeting[..], b"{\"error\": {\"desc\": \"no\"}}\n"].concat(), false, 5000).await;
-    assert!(matches!(error, ConnectError::NegotiationRefused { .. }), "{error}");
+    assert_eq!(error.to_string(), "the source: negotiation took longer than 5 s");
+}
+
+#[tokio::test]
+async fn a_monitor_that_refuses_to_negotiate_is_quoted() {
+    let bytes = b"{\"QMP\": {\"version\": {\"qemu\": {\"major\": 5, \"minor\": 2, \"micro\": 0}}}}\n\
+        {\"error\": {\"class\": \"GenericError\", \"desc\": \"no\\u0007\"}}\n";
+    let error = failure_after(bytes, false, 5000).await;
+    let ConnectError::NegotiationRefused { desc, .. } = error else { panic!("{error}") };
+    assert_eq!(desc, r"no\u{7}");
 }
 
 /// A full queue of waiting clients makes a connect fail at once with EAGAIN, instead of letting it wait.

@@ -337,3 +337,37 @@ fn read_greeting(message: &Message) -> Result<Greeting, WireError> {
         capabilities.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
     Ok(Greeting { version: version.ok_or_else(strange)?, capabilities })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+    use std::error::Error;
+
+    #[test]
+    fn all_texts_differ_name_the_leg_and_do_not_repeat_their_source() {
+        let peer = || Peer { leg: Leg::Source, address: Address::unix("/run/\u{1b}.sock").ok() };
+        let after = Duration::from_secs(2);
+        let cause = WireError::LineTooLong { limit_bytes: 5 };
+        let errors = [
+            ConnectError::NotFound { peer: peer() },
+            ConnectError::PermissionDenied { peer: peer() },
+            ConnectError::NobodyListens { peer: peer() },
+            ConnectError::NoGreeting { peer: peer(), pid: Some(7), after },
+            ConnectError::NoGreeting { peer: peer(), pid: None, after },
+            ConnectError::NotQmp { peer: peer(), cause },
+            ConnectError::HumanMonitor { peer: peer() },
+            ConnectError::ClosedBeforeGreeting { peer: peer() },
+            ConnectError::NegotiationRefused { peer: peer(), desc: "d".into() },
+            ConnectError::Timeout { peer: peer(), what: "connecting", after },
+            ConnectError::Io { peer: peer(), what: "connecting", cause: io::Error::other("cable cut") },
+        ];
+        let mut texts = HashSet::new();
+        for error in &errors {
+            let text = error.to_string();
+            assert!(text.starts_with(r"the source at unix:/run/\u{1b}.sock: "), "{text}");
+            assert!(error.source().is_none_or(|source| !text.contains(&source.to_string())), "{text}");
+            assert!(texts.insert(text));
+        }
+    }
+}

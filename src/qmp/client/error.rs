@@ -64,8 +64,8 @@ pub enum CallError {
         /// What is wrong with the answer, safe to print.
         reason: String,
     },
-    /// The monitor takes nothing out of band.
-    #[error("{command} was not sent: the {leg} takes no commands out of band (QEMU before 2.12)")]
+    /// The monitor takes nothing out of band: QEMU is older than 2.12, or the monitor shares its character device.
+    #[error("{command} was not sent: this monitor of the {leg} takes no commands out of band")]
     NoOutOfBand {
         /// Who.
         leg: Leg,
