@@ -16,3 +16,5 @@ pub mod converge;
 pub mod check;
 /// Moving one guest.
 pub mod migrate;
+/// Faces of a record: progress, json, summary.
+pub mod report;

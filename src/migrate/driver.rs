@@ -199,7 +199,8 @@ impl<'a> Driver<'a> {
     /// Starts the stream and drives it until nothing more happens.
     pub async fn run(mut self, uri: &str) -> (Conclusion, Side, Side) {
         self.history.enter(self.phase.name());
-        let command = words::migrate { uri: Some(uri.to_owned()), channels: None, detach: None, resume: None };
+        let command =
+            words::migrate { uri: Some(uri.to_owned()), channels: None, detach: None, resume: None };
         self.send(Leg::Source, &command, |answer| Answer::Started(answer.map(drop)));
         while !self.phase.is_final() {
             self.step().await;
@@ -272,7 +273,9 @@ impl<'a> Driver<'a> {
         let over = self.watchdog.blackout_over_at().is_some_and(|at| now >= at);
         if over && self.phase.can_retreat() {
             let bound = crate::units::show_duration(self.limits.longest_blackout());
-            self.explain(&format!("the switchover took longer than the budget and its grace together ({bound})"));
+            self.explain(&format!(
+                "the switchover took longer than the budget and its grace together ({bound})"
+            ));
             self.take(Input::BlackoutOver).await;
         }
         if matches!(self.phase, Phase::Streaming(_)) && self.watchdog.link_is_dead(now) {
@@ -287,12 +290,15 @@ impl<'a> Driver<'a> {
         self.ask_at = now + ASK_EVERY;
         if !self.watchdog.is_open() && self.source.contact == Contact::Heard {
             self.watchdog.asked(now);
-            let as_info = |answer: Result<serde_json::Value, CallError>| answer.and_then(|value| read(Leg::Source, value));
+            let as_info = |answer: Result<serde_json::Value, CallError>| {
+                answer.and_then(|value| read(Leg::Source, value))
+            };
             self.send(Leg::Source, &words::query_migrate {}, move |answer| Answer::Asked(as_info(answer)));
         }
         if matches!(self.phase, Phase::Switchover { .. }) && self.destination.contact == Contact::Heard {
-            let as_info =
-                |answer: Result<serde_json::Value, CallError>| answer.and_then(|value| read(Leg::Destination, value));
+            let as_info = |answer: Result<serde_json::Value, CallError>| {
+                answer.and_then(|value| read(Leg::Destination, value))
+            };
             self.send(Leg::Destination, &words::query_migrate {}, move |answer| {
                 Answer::AskedDestination(as_info(answer))
             });
@@ -386,7 +392,8 @@ impl<'a> Driver<'a> {
                 self.take(Input::Source(Seen::Status(MigrationStatus::Failed))).await;
             }
             Answer::Paused(result) => {
-                let said = result.map(|()| "the guest stands still; it will run on the destination".to_owned());
+                let said =
+                    result.map(|()| "the guest stands still; it will run on the destination".to_owned());
                 for order in self.pause_orders.drain(..) {
                     order.answer(said.clone().map_err(|error: CallError| error.to_string()));
                 }
@@ -487,7 +494,11 @@ impl<'a> Driver<'a> {
                 _ => "too late: the destination has been told to run the guest".to_owned(),
             })),
             Request::Pause if matches!(self.phase, Phase::Streaming(_)) => {
-                self.record(Choice::Pause, "asked for: the guest stands still until it runs on the destination", None);
+                self.record(
+                    Choice::Pause,
+                    "asked for: the guest stands still until it runs on the destination",
+                    None,
+                );
                 self.take(Input::StoppedByConsent).await;
                 self.send(Leg::Source, &words::stop {}, |answer| Answer::Paused(answer.map(drop)));
                 self.pause_orders.push(order);
@@ -568,7 +579,9 @@ impl<'a> Driver<'a> {
             }
             Action::YankSource => self.yank(),
             Action::ContinueSource => {
-                self.send(Leg::Source, &words::cont {}, |answer| Answer::Continued(Leg::Source, answer.map(drop)));
+                self.send(Leg::Source, &words::cont {}, |answer| {
+                    Answer::Continued(Leg::Source, answer.map(drop))
+                });
             }
             Action::ContinueDestination => self.send(Leg::Destination, &words::cont {}, |answer| {
                 Answer::Continued(Leg::Destination, answer.map(drop))

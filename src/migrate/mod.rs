@@ -1,5 +1,7 @@
 //! Moving one guest.
 
+/// One migration, from the plan to its outcome.
+pub mod engine;
 /// The only writer of a migration's state.
 pub mod driver;
 /// Points at which a test holds the engine still.
@@ -9,6 +11,8 @@ mod hold;
 pub mod history;
 /// What people may ask of a running migration.
 pub mod order;
+/// The sentence at the end.
+mod outcome;
 /// The phases as one pure function.
 pub mod phase;
 /// What is to be moved, where to, and within which limits.

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use super::argv::{CommandLine, CommandLineError, KeyValues};
 use super::rewrite::{human_monitors, public_name, qmp_sockets};
 use crate::host::{ProcError, ProcessView, listening_process, unix_socket_clients};
-use crate::qmp::{Address, AddressError, Client, ConnectError, Deadlines, Leg, Tap};
+use crate::qmp::{Address, AddressError, Client, ConnectError, Deadlines, Leg};
 
 /// What the user typed for a QEMU: a QMP address, or a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -115,15 +115,10 @@ pub struct Located {
 }
 
 /// Finds a QEMU and connects to it.
-pub async fn locate(
-    name: &QemuName,
-    leg: Leg,
-    deadlines: Deadlines,
-    tap: Option<Tap>,
-) -> Result<Located, LocateError> {
+pub async fn locate(name: &QemuName, leg: Leg, deadlines: Deadlines) -> Result<Located, LocateError> {
     match name {
         QemuName::Monitor(address) => {
-            let client = connect(address, leg, deadlines, tap).await?;
+            let client = connect(address, leg, deadlines).await?;
             let process = match client.peer_pid() {
                 Some(pid) => Some(read_process(pid)?),
                 None => None,
@@ -137,7 +132,7 @@ pub async fn locate(
             let (view, line) = read_process(*pid)?;
             let address = monitor_of(&view, &line)?;
             check_user(&address, &view)?;
-            let client = connect(&address, leg, deadlines, tap).await?;
+            let client = connect(&address, leg, deadlines).await?;
             Ok(Located { address, client, process: Some((view, line)) })
         }
     }
@@ -172,17 +167,8 @@ fn tcp_server(device: &str) -> Option<Address> {
     format!("tcp:{place}").parse().ok()
 }
 
-async fn connect(
-    address: &Address,
-    leg: Leg,
-    deadlines: Deadlines,
-    tap: Option<Tap>,
-) -> Result<Client, LocateError> {
-    let connected = match tap {
-        Some(tap) => Client::connect_tapped(address, leg, deadlines, tap).await,
-        None => Client::connect(address, leg, deadlines).await,
-    };
-    connected.map_err(|error| {
+async fn connect(address: &Address, leg: Leg, deadlines: Deadlines) -> Result<Client, LocateError> {
+    Client::connect(address, leg, deadlines).await.map_err(|error| {
         let holder = match (&error, address.path()) {
             (ConnectError::NoGreeting { .. }, Some(path)) => holder_of(path),
             _ => None,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::rewrite::Rewritten;
 use crate::host::{DirectoryError, Launch, PrivateDirectory, ProcessHandle, ProcessView, launch};
 use crate::qmp::wire::printable;
-use crate::qmp::{Address, AddressError, Client, ConnectError, Deadlines, Leg, Tap};
+use crate::qmp::{Address, AddressError, Client, ConnectError, Deadlines, Leg};
 
 /// A QEMU under load has its monitor up within a second; one that takes this long never will.
 const START_WITHIN: Duration = Duration::from_secs(30);
@@ -74,11 +74,10 @@ pub async fn start(
     rewritten: &Rewritten,
     source: &ProcessView,
     log: PathBuf,
-    tap: Option<Tap>,
     abort: impl Future<Output = ()>,
 ) -> Result<Twin, TwinError> {
     let mut directories = Vec::new();
-    match start_in(rewritten, source, &log, tap, &mut directories, abort).await {
+    match start_in(rewritten, source, &log, &mut directories, abort).await {
         Ok((client, process)) => Ok(Twin { client, process, directories, log }),
         Err(error) => {
             remove(&directories);
@@ -101,7 +100,6 @@ async fn start_in(
     rewritten: &Rewritten,
     source: &ProcessView,
     log: &Path,
-    tap: Option<Tap>,
     directories: &mut Vec<PrivateDirectory>,
     abort: impl Future<Output = ()>,
 ) -> Result<(Client, ProcessHandle), TwinError> {
@@ -126,7 +124,7 @@ async fn start_in(
         Err(error) => return Err(died(&mut child, log).unwrap_or(TwinError::Process(error))),
     };
     let connected = tokio::select! {
-        connected = monitor(&address, &mut child, log, tap) => connected,
+        connected = monitor(&address, &mut child, log) => connected,
         () = abort => Err(TwinError::Aborted),
     };
     match connected {
@@ -144,20 +142,11 @@ async fn start_in(
 }
 
 /// Waits for the monitor of a process that has just been started.
-async fn monitor(
-    address: &Address,
-    child: &mut Child,
-    log: &Path,
-    tap: Option<Tap>,
-) -> Result<Client, TwinError> {
+async fn monitor(address: &Address, child: &mut Child, log: &Path) -> Result<Client, TwinError> {
     let deadline = tokio::time::Instant::now() + START_WITHIN;
     loop {
         let deadlines = Deadlines { connect: START_WITHIN };
-        let connected = match tap.clone() {
-            Some(tap) => Client::connect_tapped(address, Leg::Destination, deadlines, tap).await,
-            None => Client::connect(address, Leg::Destination, deadlines).await,
-        };
-        match connected {
+        match Client::connect(address, Leg::Destination, deadlines).await {
             Ok(client) => return Ok(client),
             Err(error) => {
                 if let Some(died) = died(child, log) {

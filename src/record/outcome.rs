@@ -50,6 +50,8 @@ impl End {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Whereabouts {
+    /// Where it was and as it was: nothing has been changed.
+    Unchanged,
     /// It runs on the source.
     RunningOnSource,
     /// It is on the source and stands still, as it did before or as somebody asked.

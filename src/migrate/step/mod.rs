@@ -1,6 +1,10 @@
 //! The steps of a migration that happen once, in order; what happens in between is the driver's.
 
-/// Sets both sides up, and the source back as it was.
-pub mod prepare;
 /// Looks at the source, and at all that stands in the way.
 pub mod survey;
+/// Starts the destination, or takes the one that the user started.
+pub mod destination;
+/// Sets both sides up, and the source back as it was.
+pub mod prepare;
+/// Ends what is over, and gives the guest its names.
+pub mod finish;

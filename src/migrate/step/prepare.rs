@@ -97,7 +97,8 @@ async fn originals(client: &Client) -> Result<Originals, PrepareError> {
     let (capabilities, parameters) = tokio::try_join!(capabilities(client), async {
         Ok(client.call(&words::query_migrate_parameters {}, ANSWER_WITHIN).await?)
     })?;
-    let parameters = PARAMETERS.iter().filter_map(|&name| Some((name.to_owned(), parameters.get(name)?.clone())));
+    let parameters =
+        PARAMETERS.iter().filter_map(|&name| Some((name.to_owned(), parameters.get(name)?.clone())));
     Ok(Originals { capabilities, parameters: parameters.collect() })
 }
 
@@ -128,7 +129,8 @@ pub async fn restore(client: &Client, originals: &Originals) -> Result<(), Prepa
 
 async fn capabilities(client: &Client) -> Result<Vec<(String, bool)>, PrepareError> {
     let answer = client.call(&words::query_migrate_capabilities {}, ANSWER_WITHIN).await?;
-    let capability = |entry: &Value| Some((entry.get("capability")?.as_str()?.to_owned(), entry.get("state")?.as_bool()?));
+    let capability =
+        |entry: &Value| Some((entry.get("capability")?.as_str()?.to_owned(), entry.get("state")?.as_bool()?));
     Ok(answer.as_array().into_iter().flatten().filter_map(capability).collect())
 }
 
@@ -142,7 +144,8 @@ async fn set_capabilities(client: &Client, capabilities: &[(String, bool)]) -> R
     if capabilities.is_empty() {
         return Ok(());
     }
-    let entries = capabilities.iter().map(|(name, on)| json!({"capability": name, "state": on})).collect::<Vec<_>>();
+    let entries =
+        capabilities.iter().map(|(name, on)| json!({"capability": name, "state": on})).collect::<Vec<_>>();
     let command: words::migrate_set_capabilities = serde_json::from_value(json!({ "capabilities": entries }))
         .map_err(|_| PrepareError::Words("a capability"))?;
     client.call(&command, ANSWER_WITHIN).await?;
@@ -153,8 +156,8 @@ async fn set_parameters(client: &Client, parameters: Map<String, Value>) -> Resu
     if parameters.is_empty() {
         return Ok(());
     }
-    let command: words::migrate_set_parameters = serde_json::from_value(Value::Object(parameters))
-        .map_err(|_| PrepareError::Words("a parameter"))?;
+    let command: words::migrate_set_parameters =
+        serde_json::from_value(Value::Object(parameters)).map_err(|_| PrepareError::Words("a parameter"))?;
     client.call(&command, Duration::from_secs(2)).await?;
     Ok(())
 }
@@ -178,7 +181,8 @@ mod tests {
 
     #[test]
     fn only_what_a_qemu_knows_and_has_off_is_switched_on() {
-        let known = [("events".to_owned(), true), ("return-path".to_owned(), false), ("xbzrle".to_owned(), false)];
+        let known =
+            [("events".to_owned(), true), ("return-path".to_owned(), false), ("xbzrle".to_owned(), false)];
         assert_eq!(wanted(&known), [("return-path".to_owned(), true)]);
     }
 }

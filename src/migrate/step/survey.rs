@@ -7,7 +7,7 @@ use crate::host::{ProcessHandle, ProcessView};
 use crate::migrate::plan::{LostWrites, Mode, Plan};
 use crate::qemu::argv::CommandLine;
 use crate::qemu::{Inventory, Located, locate};
-use crate::qmp::{Address, Client, Deadlines, Events, Leg, Tap};
+use crate::qmp::{Address, Client, Deadlines, Events, Leg};
 
 /// A monitor that is free greets at once; people wait this long for one that is not.
 pub const GREETING_WITHIN: Duration = Duration::from_secs(3);
@@ -32,10 +32,10 @@ pub struct Source {
 }
 
 /// Finds the source and everything that stands in the way of moving it. Changes nothing.
-pub async fn survey(plan: &Plan, tap: Option<Tap>) -> Result<Source, Vec<Blocker>> {
+pub async fn survey(plan: &Plan) -> Result<Source, Vec<Blocker>> {
     let one = |blocker| vec![blocker];
     let deadlines = Deadlines { connect: GREETING_WITHIN };
-    let located = locate(&plan.source, Leg::Source, deadlines, tap).await.map_err(|error| one(error.into()))?;
+    let located = locate(&plan.source, Leg::Source, deadlines).await.map_err(|error| one(error.into()))?;
     let Located { address, client, process } = located;
     let events = client.events();
     let inventory = Inventory::take(&client).await.map_err(|error| one(error.into()))?;
@@ -50,8 +50,9 @@ pub async fn survey(plan: &Plan, tap: Option<Tap>) -> Result<Source, Vec<Blocker
             "name the process: qmigrate migrate pid:PID",
         )));
     };
-    let process = ProcessHandle::open(view.pid)
-        .map_err(|error| one(Blocker::bare("process", format!("process {} cannot be watched: {error}", view.pid))))?;
+    let process = ProcessHandle::open(view.pid).map_err(|error| {
+        one(Blocker::bare("process", format!("process {} cannot be watched: {error}", view.pid)))
+    })?;
     Ok(Source { address, client, events, inventory, view, line, process })
 }
 

@@ -1,0 +1,175 @@
+//! The sentence at the end: what became of the guest, and what to type next.
+
+use super::driver::{Conclusion, Contact, Side};
+use super::history::History;
+use super::phase::Rest;
+use crate::check::Blocker;
+use crate::qmp::words::MigrationInfo;
+use crate::record::{Blackout, End, MayRun, Moved, Observed, Outcome, Totals, Whereabouts};
+use crate::units::show_duration;
+
+fn outcome(end: End, guest: Whereabouts, message: impl Into<String>, hint: Option<String>) -> Outcome {
+    Outcome {
+        end,
+        exit_code: end.exit_code(),
+        guest,
+        message: message.into(),
+        hint,
+        blackout: None,
+        totals: Totals::default(),
+        moved: Vec::new(),
+    }
+}
+
+/// Refused: nothing was changed.
+pub(super) fn refused(blockers: &[Blocker]) -> Outcome {
+    let messages = blockers.iter().map(|blocker| blocker.message.as_str()).collect::<Vec<_>>();
+    let hints = blockers.iter().filter_map(|blocker| blocker.hint.clone()).collect::<Vec<_>>();
+    let hint = (!hints.is_empty()).then(|| hints.join("\n"));
+    outcome(End::Refused, Whereabouts::Unchanged, messages.join("\n"), hint)
+}
+
+/// The guest is on the destination.
+pub(super) fn moved(
+    rest: Rest,
+    destination: &Side,
+    blackout: Blackout,
+    figures: Option<&MigrationInfo>,
+    moved: Vec<Moved>,
+    remainder: &[String],
+) -> Outcome {
+    let process = destination.process.pid();
+    let (guest, mut message, mut hint) = match rest {
+        Rest::Running => {
+            let stood = blackout.stop_to_resume_ms.map(|milliseconds| {
+                let duration = std::time::Duration::from_secs_f64(milliseconds.max(0.0) / 1e3);
+                format!("; it stood still for {}", show_duration(duration))
+            });
+            let message = format!("the guest runs in process {process}{}", stood.unwrap_or_default());
+            (Whereabouts::RunningOnDestination, message, None)
+        }
+        Rest::Standing => (
+            Whereabouts::PausedOnDestination,
+            format!("the guest is in process {process}, and stands still"),
+            Some("`cont` on its monitor runs it".to_owned()),
+        ),
+    };
+    let mut end = End::Migrated;
+    if !remainder.is_empty() {
+        end = End::MigratedWithRemainder;
+        message = format!("{message}; but {}", remainder.join("; "));
+        hint = Some(
+            "the guest itself is well; see to what is named, and do not start the source's guest".to_owned(),
+        );
+    }
+    let mut outcome = outcome(end, guest, message, hint);
+    outcome.totals.stream_ms = figures.and_then(|figures| figures.total_time_ms);
+    outcome.totals.transferred_bytes =
+        figures.and_then(|figures| figures.ram.as_ref()).map_or(0, |ram| ram.transferred_bytes);
+    outcome.blackout = (rest == Rest::Running).then_some(blackout);
+    outcome.moved = moved;
+    outcome
+}
+
+/// How long the guest stood still.
+pub(super) fn blackout(
+    conclusion: &Conclusion,
+    rest: Rest,
+    figures: Option<&MigrationInfo>,
+    observed: Observed,
+) -> Blackout {
+    let times = conclusion.stopped_at_us.zip(conclusion.resumed_at_us).filter(|_| rest == Rest::Running);
+    Blackout {
+        stop_to_resume_ms: times.map(|(stopped, resumed)| difference_ms(stopped, resumed)),
+        clock: "both QEMUs' event timestamps, by the one clock of this host".to_owned(),
+        // The stamps are in microseconds; what they miss is the way from the processors to the stamp.
+        error_ms: 0.5,
+        qemu_downtime_ms: figures.and_then(|figures| figures.downtime_ms),
+        observed,
+    }
+}
+
+fn difference_ms(from_us: u64, to_us: u64) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "differences of microseconds are far below 2^53")]
+    let milliseconds = to_us.saturating_sub(from_us) as f64 / 1e3;
+    milliseconds
+}
+
+/// The guest is on its source.
+pub(super) fn back(conclusion: &Conclusion, rest: Rest, last_words: &Option<String>) -> Outcome {
+    let reason = conclusion.reason.as_deref().unwrap_or("the migration failed and QEMU does not say why");
+    let said =
+        last_words.as_ref().map(|words| format!(" (the destination said: {words})")).unwrap_or_default();
+    let (guest, where_it_is) = match rest {
+        Rest::Running => (Whereabouts::RunningOnSource, "the guest runs on its source, as before"),
+        Rest::Standing => {
+            (Whereabouts::PausedOnSource, "the guest is on its source and stands still, as before")
+        }
+    };
+    outcome(End::NotMigrated, guest, format!("not moved: {reason}{said}; {where_it_is}"), None)
+}
+
+/// The guest is gone.
+pub(super) fn lost(why: &str) -> Outcome {
+    outcome(
+        End::Lost,
+        Whereabouts::Lost,
+        format!("the guest is lost: {why}"),
+        Some("start it anew from its disks".to_owned()),
+    )
+}
+
+/// It cannot be told.
+pub(super) fn undecided(conclusion: &Conclusion, source: &Side, destination: &Side) -> Outcome {
+    let reason = conclusion.reason.as_deref().unwrap_or("no answer came");
+    let (message, hint) = match conclusion.phase.may_run() {
+        MayRun::Destination => (
+            format!(
+                "undecided: the destination was told to run the guest, and then {reason}. {}. {}",
+                state_of(destination),
+                state_of(source)
+            ),
+            format!(
+                "ask the destination: query-status at {}. If it runs, all is well: quit the source. Only if its process \
+                 has ended for certain, `cont` at {} runs the guest on its source again (what it did since is lost)",
+                destination.address, source.address
+            ),
+        ),
+        _ => (
+            format!(
+                "undecided: {reason}. The destination has been ended and does not run the guest. {}",
+                state_of(source)
+            ),
+            format!(
+                "ask the source: query-status at {}. If it says postmigrate or paused, `cont` there runs the guest",
+                source.address
+            ),
+        ),
+    };
+    outcome(End::Undecided, Whereabouts::Unknown, message, Some(hint))
+}
+
+fn state_of(side: &Side) -> String {
+    let (leg, pid) = (side.leg, side.process.pid());
+    if side.process.has_ended() {
+        return format!("The {leg} (process {pid}) has ended");
+    }
+    match side.contact {
+        Contact::Heard => format!("The {leg} (process {pid}) lives"),
+        Contact::Lost | Contact::Ended => {
+            format!("The {leg} (process {pid}) lives, but its monitor cannot be reached")
+        }
+    }
+}
+
+/// Adds what the whole took.
+pub(super) fn with_totals(mut outcome: Outcome, history: &History) -> Outcome {
+    let record = history.record();
+    outcome.totals.total_ms = history.now_ms();
+    outcome.totals.passes = record.passes.last().map_or(0, |pass| pass.number);
+    if let Some(sample) = record.samples.last() {
+        outcome.totals.transferred_bytes = outcome.totals.transferred_bytes.max(sample.transferred_bytes);
+    }
+    drop(record);
+    outcome
+}

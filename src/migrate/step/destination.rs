@@ -1,0 +1,181 @@
+//! Starts the destination, or takes the one that the user started.
+
+use std::path::PathBuf;
+
+use qapi_qmp as words;
+
+use super::prepare;
+use super::survey::{GREETING_WITHIN, Source};
+use crate::check::Blocker;
+use crate::host::{PrivateDirectory, ProcessHandle};
+use crate::migrate::plan::{Destination, Incoming, Plan};
+use crate::qemu::rewrite::{Rename, Rewritten, Setting, rewrite};
+use crate::qemu::{ANSWER_WITHIN, Inventory, QemuName, locate, twin};
+use crate::qmp::words::{MigrationStatus, RunState};
+use crate::qmp::{Address, Client, Deadlines, Events, Leg};
+use crate::record::Warning;
+
+/// Where the destination's own output goes, in the migration's directory.
+const LOG: &str = "destination.log";
+/// The socket of the stream, in the migration's directory.
+const STREAM: &str = "stream";
+
+/// A destination that is there and held.
+#[derive(Debug)]
+pub struct Held {
+    /// Where its monitor is.
+    pub address: Address,
+    /// The connection.
+    pub client: Client,
+    /// Its events since it was connected to.
+    pub events: Events,
+    /// What it is.
+    pub inventory: Inventory,
+    /// Its process.
+    pub process: ProcessHandle,
+    /// What was made for it.
+    pub directories: Vec<PrivateDirectory>,
+    /// What takes over the source's names at the end.
+    pub renames: Vec<Rename>,
+    /// Where it writes what it has to say, if the engine started it.
+    pub log: Option<PathBuf>,
+    /// Who started it.
+    pub started_by: StartedBy,
+}
+
+/// Who started a destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StartedBy {
+    /// The engine, which also ends it.
+    Engine,
+    /// The user.
+    User,
+}
+
+/// The command line that the destination of this plan would have.
+pub fn command_line(plan: &Plan, source: &Source) -> Result<Option<Rewritten>, Blocker> {
+    let Destination::Start { qemu, incoming } = &plan.destination else { return Ok(None) };
+    let (incoming, globals) = match incoming {
+        Incoming::Defer => ("defer", Vec::new()),
+        Incoming::Literal(uri) => (uri.as_str(), prepare::globals_for_literal_incoming()),
+    };
+    let setting = Setting {
+        id: &plan.id,
+        working_directory: &source.view.working_directory,
+        runtime_directory: &plan.directory,
+        machine: source.inventory.machine.as_deref(),
+        incoming,
+        qemu: qemu.as_deref(),
+        globals: &globals,
+    };
+    Ok(Some(rewrite(&source.line, &setting)?))
+}
+
+/// Gets a destination that waits, held. When `abort` comes true first, nothing of it is left.
+pub async fn get(
+    plan: &Plan,
+    source: &Source,
+    abort: impl Future<Output = ()>,
+) -> Result<(Held, Vec<Warning>), Blocker> {
+    if let Destination::Started(name) = &plan.destination {
+        return Ok((started(name).await?, Vec::new()));
+    }
+    // The match above leaves the one kind that has a command line.
+    let Some(rewritten) = command_line(plan, source)? else {
+        return Err(Blocker::bare("destination", "there is no destination in this plan"));
+    };
+    let log = plan.directory.join(LOG);
+    let twin = twin::start(&rewritten, &source.view, log, abort).await?;
+    let twin::Twin { client, process, directories, log } = twin;
+    let events = client.events();
+    let held = async {
+        let inventory = Inventory::take(&client).await?;
+        let address = Address::unix(rewritten.qmp.clone())
+            .map_err(|error| Blocker::bare("destination", error.to_string()))?;
+        Ok::<_, Blocker>((inventory, address))
+    };
+    match held.await {
+        Ok((inventory, address)) => {
+            let held = Held {
+                address,
+                client,
+                events,
+                inventory,
+                process,
+                directories,
+                renames: rewritten.renames,
+                log: Some(log),
+                started_by: StartedBy::Engine,
+            };
+            Ok((held, rewritten.warnings))
+        }
+        Err(blocker) => {
+            // A kill fails only for a process that has ended.
+            let _ = process.kill();
+            twin::remove(&directories);
+            Err(blocker)
+        }
+    }
+}
+
+/// Takes a destination that the user started, and holds it: `stop` while it waits equals `-S`.
+async fn started(name: &QemuName) -> Result<Held, Blocker> {
+    let located = locate(name, Leg::Destination, Deadlines { connect: GREETING_WITHIN }).await?;
+    let client = located.client;
+    let events = client.events();
+    let inventory = Inventory::take(&client).await?;
+    let waits = inventory.state == RunState::InMigrate;
+    let is_fresh = matches!(inventory.migration_status(), MigrationStatus::None | MigrationStatus::Setup);
+    if !waits || !is_fresh {
+        return Err(Blocker::new(
+            "not-waiting",
+            format!(
+                "the QEMU at {} does not wait for a guest (state '{}', migration '{}')",
+                located.address,
+                inventory.state,
+                inventory.migration_status()
+            ),
+            "start it with the source's command line and -incoming defer",
+        ));
+    }
+    let Some((view, _)) = located.process else {
+        return Err(Blocker::new(
+            "no-process",
+            format!("the process behind {} cannot be told from its address", located.address),
+            "name the process: --destination-qmp pid:PID",
+        ));
+    };
+    client.call(&words::stop {}, ANSWER_WITHIN).await?;
+    let process = ProcessHandle::open(view.pid).map_err(|error| {
+        Blocker::bare("process", format!("process {} cannot be watched: {error}", view.pid))
+    })?;
+    Ok(Held {
+        address: located.address,
+        client,
+        events,
+        inventory,
+        process,
+        directories: Vec::new(),
+        renames: Vec::new(),
+        log: None,
+        started_by: StartedBy::User,
+    })
+}
+
+/// Where the stream's socket is.
+pub fn stream_socket(plan: &Plan) -> PathBuf {
+    plan.directory.join(STREAM)
+}
+
+impl Held {
+    /// Ends it for certain, if the engine started it, and removes what was made for it.
+    pub async fn clear(&self) {
+        if self.started_by == StartedBy::Engine {
+            if let Err(error) = self.process.kill() {
+                tracing::warn!(%error, "the destination cannot be ended");
+            }
+            self.process.ended_within(ANSWER_WITHIN).await;
+        }
+        twin::remove(&self.directories);
+    }
+}

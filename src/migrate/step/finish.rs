@@ -1,0 +1,160 @@
+//! Ends what is over, and gives the guest its names.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use qapi_qmp as words;
+
+use crate::host::ProcessHandle;
+use crate::qemu::ANSWER_WITHIN;
+use crate::qemu::rewrite::Rename;
+use crate::qmp::words::{MigrationInfo, RunState, StatusInfo};
+use crate::qmp::{CallError, Client};
+use crate::record::Moved;
+
+/// A QEMU whose guest has left closes its images and ends; on a slow disk that takes a while.
+const QUIT_WITHIN: Duration = Duration::from_secs(20);
+
+/// The source does not end.
+#[derive(Debug, thiserror::Error)]
+pub enum QuitError {
+    /// It is not in the state in which a source may be ended.
+    #[error("the source is in the state '{0}' and not 'postmigrate'; it was left alone")]
+    NotOver(RunState),
+    /// It does not answer.
+    #[error(transparent)]
+    Call(#[from] CallError),
+    /// It was told to quit and is still there.
+    #[error("the source (process {pid}) was told to quit and has not ended within {} s", QUIT_WITHIN.as_secs())]
+    StillThere {
+        /// Its process.
+        pid: i32,
+    },
+}
+
+/// Ends the source, whose guest is on the destination.
+pub async fn quit(client: &Client, process: &ProcessHandle) -> Result<(), QuitError> {
+    let status: StatusInfo = match client.call_as(&words::query_status {}, ANSWER_WITHIN).await {
+        Ok(status) => status,
+        Err(_) if process.has_ended() => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    if status.status != RunState::PostMigrate {
+        return Err(QuitError::NotOver(status.status));
+    }
+    match client.call(&words::quit {}, ANSWER_WITHIN).await {
+        // It may close the connection before its answer is read.
+        Ok(_) | Err(CallError::Interrupted { written: true, .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
+    if process.ended_within(QUIT_WITHIN).await {
+        Ok(())
+    } else {
+        Err(QuitError::StillThere { pid: process.pid() })
+    }
+}
+
+/// What the source says of the migration when it is over. QEMU before 9.0 may say completed before its figures are
+/// there (`qemu.md` section 1.5); by the time that the guest runs on the destination they are.
+pub async fn figures(client: &Client) -> Option<MigrationInfo> {
+    client.call_as(&words::query_migrate {}, ANSWER_WITHIN).await.ok()
+}
+
+/// Whether the guest runs where it has arrived. A guest that cannot run there (an instruction that the other host does
+/// not have, say) has left `running` by now.
+pub async fn state(client: &Client) -> Result<RunState, CallError> {
+    let status: StatusInfo = client.call_as(&words::query_status {}, ANSWER_WITHIN).await?;
+    Ok(status.status)
+}
+
+/// What has another name now, and what could not be given its own back.
+#[derive(Debug, Default)]
+pub struct Names {
+    /// What has another name now.
+    pub moved: Vec<Moved>,
+    /// Why, where that was not meant to be.
+    pub failures: Vec<(Rename, io::Error)>,
+}
+
+/// Gives the guest the names that its users know. Only after the source has gone: a QEMU that exits unlinks its
+/// sockets by name, whoever is bound to them by then (`qemu.md` N8).
+pub fn take_names(renames: &[Rename]) -> Names {
+    let mut names = Names::default();
+    for rename in renames {
+        match take_name(rename) {
+            Ok(()) => {}
+            Err(error) => {
+                names.moved.push(moved(rename));
+                names.failures.push((rename.clone(), error));
+            }
+        }
+    }
+    names
+}
+
+/// What has another name as long as the source keeps its own.
+pub fn kept_names(renames: &[Rename]) -> Names {
+    Names { moved: renames.iter().map(moved).collect(), failures: Vec::new() }
+}
+
+fn moved(rename: &Rename) -> Moved {
+    Moved {
+        what: rename.what.clone(),
+        from: rename.public.display().to_string(),
+        to: rename.temporary.display().to_string(),
+    }
+}
+
+fn take_name(rename: &Rename) -> io::Result<()> {
+    // What stands there is the source's own left-over, or nothing; a directory is neither and stops the rename.
+    std::fs::rename(&rename.temporary, &rename.public)?;
+    if let Some(directory) = rename.temporary.parent() {
+        remove_if_empty(directory);
+    }
+    Ok(())
+}
+
+/// Several names may share a private directory; the last one out closes the door.
+fn remove_if_empty(directory: &Path) {
+    let _ = std::fs::remove_dir(directory);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_taken_over_and_the_private_directory_goes() {
+        let base = tempfile::tempdir().unwrap();
+        let private = base.path().join(".qmigrate-k3f9x2ab");
+        std::fs::create_dir(&private).unwrap();
+        let rename = |name: &str| Rename {
+            what: name.to_owned(),
+            temporary: private.join(name),
+            public: base.path().join(name),
+        };
+        let renames = [rename("qmp"), rename("pid")];
+        for rename in &renames {
+            std::fs::write(&rename.temporary, "new").unwrap();
+        }
+        std::fs::write(&renames[0].public, "old").unwrap();
+        let names = take_names(&renames);
+        assert!(names.moved.is_empty() && names.failures.is_empty());
+        assert_eq!(std::fs::read_to_string(&renames[0].public).unwrap(), "new");
+        assert!(!private.exists());
+    }
+
+    #[test]
+    fn a_name_that_cannot_be_taken_is_told_with_the_one_it_has() {
+        let base = tempfile::tempdir().unwrap();
+        let rename = Rename {
+            what: "qmp".to_owned(),
+            temporary: base.path().join("missing"),
+            public: base.path().join("public"),
+        };
+        let names = take_names(std::slice::from_ref(&rename));
+        assert_eq!(names.failures.len(), 1);
+        assert_eq!(names.moved[0].to, rename.temporary.display().to_string());
+    }
+}

@@ -1,0 +1,12 @@
+//! Faces of a record: what people and programs see of a migration.
+
+/// One JSON object per line, on standard output.
+mod json;
+/// The line that is redrawn on a terminal, and the lines elsewhere.
+mod progress;
+/// The end, in words.
+mod summary;
+
+pub use json::JsonLines;
+pub use progress::Progress;
+pub use summary::{print_blockers, summary};
