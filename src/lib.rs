@@ -16,5 +16,7 @@ pub mod converge;
 pub mod check;
 /// Moving one guest.
 pub mod migrate;
+/// The running engine's own socket.
+pub mod control;
 /// Faces of a record: progress, json, summary.
 pub mod report;
