@@ -231,12 +231,7 @@ fn unreadable(text: &str, what: &'static str, example: &'static str) -> UnitErro
     UnitError::Unreadable { text: text.to_owned(), what, example }
 }
 
-fn out_of_range(
-    text: &str,
-    what: &'static str,
-    smallest: &'static str,
-    largest: &'static str,
-) -> UnitError {
+fn out_of_range(text: &str, what: &'static str, smallest: &'static str, largest: &'static str) -> UnitError {
     UnitError::OutOfRange { text: text.to_owned(), what, smallest, largest }
 }
 
@@ -246,14 +241,16 @@ mod tests {
 
     #[test]
     fn sizes_are_binary_or_decimal() {
-        for (text, bytes) in [("256MiB", 256 << 20), ("1.5 GiB", 3 << 29), ("1MB", 1_000_000), ("4096", 4096)] {
+        for (text, bytes) in [("256MiB", 256 << 20), ("1.5 GiB", 3 << 29), ("1MB", 1_000_000), ("4096", 4096)]
+        {
             assert_eq!(text.parse::<Size>().unwrap().bytes(), bytes, "{text}");
         }
     }
 
     #[test]
     fn rates_are_bytes_or_bits_per_second() {
-        for (text, rate) in [("1GiB/s", 1 << 30), ("50MiB/s", 50 << 20), ("1Gbit/s", 125_000_000), ("8Mbit", 1_000_000)]
+        for (text, rate) in
+            [("1GiB/s", 1 << 30), ("50MiB/s", 50 << 20), ("1Gbit/s", 125_000_000), ("8Mbit", 1_000_000)]
         {
             assert_eq!(text.parse::<Rate>().unwrap().bytes_per_second(), rate, "{text}");
         }
