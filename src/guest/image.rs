@@ -23,7 +23,8 @@ use std::path::PathBuf;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use super::workload::{Content, PIT_DIVISOR, Pattern, Workload};
+use super::pattern::{Content, Pattern};
+use super::workload::{PIT_DIVISOR, Workload};
 use super::{page, schedule, state};
 
 #[cfg(not(target_arch = "x86_64"))]

@@ -11,7 +11,8 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use super::image::{HEARTBEAT_PORT, ImageError, memfd};
-use super::workload::{Content, Pattern, Workload, WorkloadError};
+use super::pattern::{Content, Pattern};
+use super::workload::{Workload, WorkloadError};
 use crate::observe::heartbeat::{Observer, ObserverError};
 use crate::units::Size;
 

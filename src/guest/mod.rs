@@ -2,7 +2,7 @@
 //!
 //! It has no firmware calls, no disk, no paging and one vCPU. It beats a thousand times a second on port 0xe9 and
 //! rewrites a working set at an exact rate, in an order that Rust can replay: from the number of writes alone
-//! a [`Verifier`] knows what every byte of the working set must be. So a test does not ask QEMU whether a migration went
+//! a [`Verifier`](crate::guest::Verifier) knows what every byte of the working set must be. So a test does not ask QEMU whether a migration went
 //! well, it reads the memory of the guest.
 //!
 //! ```text
@@ -19,6 +19,8 @@ pub mod image;
 pub mod machine;
 /// What one page must hold, byte by byte.
 pub mod page;
+/// In which order pages are rewritten, and what is in them.
+pub mod pattern;
 /// Which write goes to which page, and which write a page shows.
 pub mod schedule;
 /// The state block that the guest keeps in its memory, and the memory map.
@@ -30,6 +32,7 @@ pub mod workload;
 
 pub use image::{ImageError, image, memfd};
 pub use machine::{Accelerator, KvmUnusable, Machine, probe_kvm};
+pub use pattern::{Content, Pattern, PatternError};
 pub use state::{GuestState, StateError, Status};
 pub use verify::{Corruption, NotVerifiable, Proof, Verifier};
-pub use workload::{Content, Pattern, Workload, WorkloadError};
+pub use workload::{Workload, WorkloadError};

@@ -9,7 +9,8 @@
 //! mixes stamp and index and stands at the other end, so that a page of which only a part arrived shows it. The body
 //! is written once, by the fill, and follows from the index: random words, or one word over and over.
 
-use super::workload::{Content, PAGE_BYTES};
+use super::pattern::Content;
+use super::workload::PAGE_BYTES;
 
 /// Words in a page.
 pub(super) const WORDS: usize = PAGE_BYTES / 4;

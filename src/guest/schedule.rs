@@ -1,7 +1,7 @@
 //! Which write goes to which page, and which write a page shows.
 //!
 //! Writes are numbered from 1. The guest keeps running sums where this file uses closed forms; the model in the tests
-//! of [`verify`](super::verify) executes the guest's way and must agree.
+//! of [`verify`](crate::guest::verify) executes the guest's way and must agree.
 //!
 //! * *Regions* (`sweep`, `phased`, `hot-and-cold`): of the first `w` writes `floor(w * share / 100)` go to the hot pages,
 //!   the others to the cold ones, and each region is swept from its first page to its last, again and again. A sweep
@@ -10,7 +10,8 @@
 //!   hours of writing it takes only as many steps backwards as it takes to meet each page.
 
 use super::page::mix;
-use super::workload::{Pattern, Workload};
+use super::pattern::Pattern;
+use super::workload::Workload;
 
 /// Spreads the high half of a write's number over the low one.
 pub(super) const HIGH_FACTOR: u32 = 0x9e37_79b1;

@@ -3,7 +3,8 @@
 //! The guest writes the low byte of its tick counter to a port, a thousand times a second; QEMU's debug console passes
 //! it to a unix socket. Source and destination connect to the same path and are told apart by the pid that
 //! the kernel says is at the other end, so that a command line needs no change. A thread reads, stamps and records
-//! ([`Observer`]); what it means is worked out by pure functions ([`Heart`], [`handover`]).
+//! ([`Observer`](crate::observe::heartbeat::Observer)); what it means is worked out by pure functions ([`Heart`](crate::observe::heartbeat::Heart),
+//! [`handover`](fn@crate::observe::heartbeat::handover)).
 //!
 //! **What is proven.** The tick counter is part of the guest's memory and each tick writes its byte once. If the
 //! destination's first byte is the successor of the source's last one (mod 256), no tick was run twice and none was
