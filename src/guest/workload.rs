@@ -18,7 +18,7 @@ const MEBIBYTE: u64 = 1 << 20;
 /// What the firmware keeps at the end of the memory for its tables.
 const FIRMWARE_BYTES: u64 = MEBIBYTE;
 /// With this much memory or more, machine type `pc` keeps 3 GiB below the hole for devices and puts the rest above
-/// 4 GiB, where a guest without paging cannot reach it (QEMU 2.0 to 11.1, `pc_init1`).
+/// 4 GiB, where a guest without paging cannot reach it (`pc_init1`; run on QEMU 10.0).
 const SPLIT_FROM: u64 = 0xe000_0000;
 const SPLIT_LOW: u64 = 0xc000_0000;
 /// More than any memory takes.

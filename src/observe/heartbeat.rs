@@ -8,7 +8,10 @@
 //!
 //! **What is proven.** The tick counter is part of the guest's memory and each tick writes its byte once. If the
 //! destination's first byte is the successor of the source's last one (mod 256), no tick was run twice and none was
-//! lost; that proof needs no clock. In addition no byte of the source may arrive after the destination's first.
+//! lost; that proof needs no clock. In addition no byte of the source may arrive after the destination's first. What is
+//! left is a source that ran on for a multiple of 256 ticks and was silent before the destination began: the 32-bit counter
+//! in the guest's memory rules it out, for it must be the sum of the beats of all hearts (one more, if the guest was stopped
+//! between counting and beating).
 //!
 //! **Order within a round.** All sockets that are readable when `poll` returns belong to one round and share one time. A byte of
 //! the source that was written before the destination's first must not be taken for a later one, so that a round reads the
