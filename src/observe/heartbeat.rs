@@ -3,8 +3,8 @@
 //! The guest writes the low byte of its tick counter to a port, a thousand times a second; QEMU's debug console passes
 //! it to a unix socket. Source and destination connect to the same path and are told apart by the pid that
 //! the kernel says is at the other end, so that a command line needs no change. A thread reads, stamps and records
-//! ([`Observer`](crate::observe::heartbeat::Observer)); what it means is worked out by pure functions ([`Heart`](crate::observe::heartbeat::Heart),
-//! [`handover`](fn@crate::observe::heartbeat::handover)).
+//! ([`Observer`](crate::observe::heartbeat::Observer)); what it means is worked out by pure functions
+//! ([`Heart`](crate::observe::heartbeat::Heart), [`handover`](fn@crate::observe::heartbeat::handover)).
 //!
 //! **What is proven.** The tick counter is part of the guest's memory and each tick writes its byte once. If the
 //! destination's first byte is the successor of the source's last one (mod 256), no tick was run twice and none was
@@ -21,6 +21,8 @@
 //!
 //! **The error of a gap.** A gap between beats is longer than the pause of the guest by up to two beat periods (2 ms), and is
 //! wrong by what the observer's thread was late to wake up, which is estimated from the jitter of the beats around it.
+//! That is an estimate, not a bound: a busy host that stops the vCPU or the observer for 20 ms and more shows up in
+//! [`Heart::long_gaps`](crate::observe::heartbeat::Heart::long_gaps), and may do so within a handover as well.
 //! Under TCG ticks are lost while QEMU is busy, so that counting them measures time only under KVM.
 //!
 //! QEMU waits for a full socket: the thread must go on reading for as long as a guest should run.

@@ -210,7 +210,8 @@ pub struct Handover {
     pub first_beat_destination: Beat,
     /// The time between these two. The guest's pause is this, less up to two beat periods.
     pub gap: Duration,
-    /// By how much the gap may be wrong: two beat periods, and the observer's own lateness.
+    /// By how much the gap may be wrong: two beat periods, and the jitter of the beats around it. An estimate: stalls
+    /// of the host are not in it.
     pub uncertainty: Duration,
     /// Both came in one round of the observer, so that the gap says nothing but that it is short.
     pub same_round: bool,
