@@ -10,6 +10,8 @@ pub mod qmp;
 pub mod host;
 /// One QEMU: its command line, what it is, and starting its twin.
 pub mod qemu;
+/// Who saw the guest when, on which clock, with which error.
+pub mod observe;
 /// Will it end, when, at what cost: pure functions on samples.
 pub mod converge;
 /// Every blocker at once.
@@ -18,5 +20,7 @@ pub mod check;
 pub mod migrate;
 /// The running engine's own socket.
 pub mod control;
+/// The embedded test guest: a boot image assembled from this repository's own source.
+pub mod guest;
 /// Faces of a record: progress, json, summary.
 pub mod report;

@@ -1,11 +1,17 @@
-//! Everything that is tested through the public API, in one binary: linking costs more than running.
+//! The tests that use qmigrate as its users do: one binary, so that it is linked once.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test ends where something is wrong")]
 
-// Every way to connect to a monitor, and every way in which that fails.
-mod qmp_connect;
-// The QMP transport against a scripted peer: the window, answers and events, the end.
-mod qmp_transport;
-// Bytes that come in any pieces, and bytes that are no QMP.
-mod qmp_wire;
-// A QMP monitor that does what a test says.
+/// A QMP peer that plays a script.
 mod scripted_peer;
+/// The helpers that more than one module uses: where QEMU is, how a skip is told.
+mod support;
+
+/// Connecting to a QMP socket: every way in which it fails.
+mod qmp_connect;
+/// The QMP transport against a scripted peer.
+mod qmp_transport;
+/// Bytes to lines to messages: arbitrary input.
+mod qmp_wire;
+
+/// The embedded guest on a real QEMU: it boots, its heart beats, its memory verifies.
+mod guest_boots;
