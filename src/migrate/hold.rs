@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::phase::{Phase, Retreat};
 
 /// Holds, if a test has asked for it at this phase.
-pub async fn at(phase: Phase) {
+pub(super) async fn at(phase: Phase) {
     let Ok(wish) = std::env::var("QMIGRATE_HOLD") else { return };
     let Some((name, socket)) = wish.split_once('=') else { return };
     if name != name_of(phase) {
