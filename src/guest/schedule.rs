@@ -39,8 +39,9 @@ impl Schedule {
         Self { pages: workload.pages(), order }
     }
 
-    /// The page that a write goes to. Writes are numbered from 1.
+    /// The page that a write goes to. Writes are numbered from 1; there is no write 0, and it is taken for the first.
     pub fn page(&self, write: u64) -> u32 {
+        let write = write.max(1);
         match self.order {
             Order::Uniform => uniform_page(write, self.pages),
             Order::Regions { hot_pages, share } => {

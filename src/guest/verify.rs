@@ -150,7 +150,7 @@ impl Verifier {
             return Err(NotVerifiable::Status { status: state.status });
         }
         let schedule = Schedule::new(workload);
-        let coming = state.writes.wrapping_add(1).max(1);
+        let coming = state.writes.wrapping_add(1);
         Ok(Self {
             content: workload.content(),
             pages: workload.pages(),
