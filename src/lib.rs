@@ -24,3 +24,5 @@ pub mod control;
 pub mod guest;
 /// Faces of a record: progress, json, summary.
 pub mod report;
+/// Experiments on top of the engine.
+pub mod lab;

@@ -1,7 +1,27 @@
 //! What was typed, and what is meant by it.
 
-/// `migrate`.
+/// `cancel`: the guest goes back to its source.
+mod cancel;
+/// `demo`: the embedded guest, moved and proven.
+mod demo;
+/// Lets the engine run on without its terminal.
+mod detach;
+/// `list`: the QEMUs of this host.
+mod list;
+/// `migrate`: moves a guest.
 mod migrate;
+/// `pause`: stops the guest so that what is left can be sent.
+mod pause;
+/// One migration as the command runs it: history, orders, signals, control socket, report.
+mod session;
+/// `set`: changes limits while a migration runs.
+mod set;
+/// `status`: how far a migration is, once.
+mod status;
+/// Finds whoever moves the guest that was named: an engine, or QEMU alone.
+mod target;
+/// `watch`: follows a migration to its end.
+mod watch;
 
 use std::process::ExitCode;
 
@@ -9,23 +29,51 @@ use clap::{Parser, Subcommand};
 
 /// Moves running QEMU guests from one process to another: no libvirt, no cluster, no agent.
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 100)]
+#[command(version, max_term_width = 100, after_help = EXIT_CODES)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     command: Command,
-    /// Says more on standard error; twice for the whole conversation.
+    /// Says more on standard error; twice for every event and decision.
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
     pub(crate) verbose: u8,
 }
 
+const EXIT_CODES: &str = "Exit codes: 0 migrated and running; 1 not migrated, the guest is on its source as before; \
+2 refused, nothing was changed; 3 undecided; 4 the guest is lost; 5 migrated, but something after it needs you.";
+
 #[derive(Debug, Subcommand)]
 enum Command {
+    Demo(demo::Arguments),
     Migrate(migrate::Arguments),
+    List(list::Arguments),
+    Status(status::Arguments),
+    Watch(watch::Arguments),
+    Set(set::Arguments),
+    #[command(visible_alias = "suspend")]
+    Pause(pause::Arguments),
+    #[command(visible_alias = "abort")]
+    Cancel(cancel::Arguments),
 }
 
 /// Does what was typed.
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     match arguments.command {
+        Command::Demo(arguments) => demo::run(arguments).await,
         Command::Migrate(arguments) => migrate::run(arguments).await,
+        Command::List(arguments) => list::run(arguments).await,
+        Command::Status(arguments) => status::run(arguments).await,
+        Command::Watch(arguments) => watch::run(arguments).await,
+        Command::Set(arguments) => set::run(arguments).await,
+        Command::Pause(arguments) => pause::run(arguments).await,
+        Command::Cancel(arguments) => cancel::run(arguments).await,
     }
+}
+
+/// Says why something was not done; exit 2.
+pub(crate) fn refuse(message: impl std::fmt::Display, hint: Option<&str>) -> ExitCode {
+    eprintln!("error: {message}");
+    for hint in hint.into_iter().flat_map(str::lines) {
+        eprintln!("hint: {hint}");
+    }
+    ExitCode::from(2)
 }

@@ -8,7 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use nix::unistd::{Gid, Uid, geteuid, setgid, setgroups, setsid, setuid};
+use nix::unistd::{Gid, Uid, getegid, geteuid, getgroups, setgid, setgroups, setsid, setuid};
 
 /// Whom a process runs as.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +19,14 @@ pub struct Credentials {
     pub group: Gid,
     /// Its further groups.
     pub groups: Vec<Gid>,
+}
+
+impl Credentials {
+    /// Those of this process.
+    pub fn own() -> nix::Result<Self> {
+        let (user, group) = (geteuid(), getegid());
+        Ok(Self { user, group, groups: getgroups()? })
+    }
 }
 
 /// A process to be started.

@@ -9,4 +9,4 @@ mod summary;
 
 pub use json::JsonLines;
 pub use progress::Progress;
-pub use summary::{print_blockers, summary};
+pub use summary::{foreign_line, status_lines, summary};

@@ -102,7 +102,7 @@ fn percent(sample: &Sample) -> u64 {
 }
 
 /// `pass 2, 812.0 MiB/s, dirty 51.0 MiB/s, 3 s left`.
-fn sample_line(sample: &Sample) -> String {
+pub(super) fn sample_line(sample: &Sample) -> String {
     let mut parts = vec![format!("pass {}", sample.passes.max(1))];
     if sample.stream_bytes_per_second > 0 {
         parts.push(format!("{}/s", show_bytes(sample.stream_bytes_per_second)));

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use crate::check::Blocker;
-use crate::record::{Blackout, Observed, Outcome};
+use super::progress::sample_line;
+use crate::qmp::words::MigrationInfo;
+use crate::record::{Blackout, Observed, Outcome, Party, Record};
 use crate::units::{show_bytes, show_duration};
 
 /// The outcome as people read it: what became of the guest, its figures, what has a new name, what to type next.
@@ -45,13 +46,38 @@ fn blackout_lines(blackout: &Blackout) -> Vec<String> {
     lines
 }
 
-/// Blockers on standard error, each with its hint.
-pub fn print_blockers(blockers: &[Blocker]) {
-    for blocker in blockers {
-        eprintln!("error: {}", blocker.message);
-        if let Some(hint) = &blocker.hint {
-            eprintln!("hint: {hint}");
-        }
+/// How far a migration is, in a few lines.
+pub fn status_lines(record: &Record) -> Vec<String> {
+    let phase = record.phase().map_or("asked for", |phase| phase.as_str());
+    let mut lines = vec![format!("{}  {}, {phase}", record.id, record.request.source)];
+    if let (Some(source), Some(destination)) = (&record.source, &record.destination) {
+        let pid = |party: &Party| party.pid.map_or_else(|| "?".to_owned(), |pid| pid.to_string());
+        lines.push(format!("           process {} -> process {}", pid(source), pid(destination)));
+    }
+    if let Some(sample) = record.samples.last() {
+        lines.push(format!("           {}", sample_line(sample)));
+        lines.push(format!(
+            "           {} sent, {} left, downtime limit {} ms of {}",
+            show_bytes(sample.transferred_bytes),
+            show_bytes(sample.remaining_bytes),
+            sample.downtime_limit_ms,
+            record.request.max_downtime_ms
+        ));
+    }
+    lines
+}
+
+/// What QEMU says of a migration that is not this engine's, in one line.
+pub fn foreign_line(info: &MigrationInfo) -> String {
+    let status = info.status.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string);
+    let mut line = format!("migration '{status}', not by this engine");
+    if let Some(ram) = &info.ram {
+        let (sent, left) = (show_bytes(ram.transferred_bytes), show_bytes(ram.remaining_bytes));
+        line = format!("{line}; {sent} sent, {left} left, pass {}", ram.dirty_sync_count);
+    }
+    match &info.error_desc {
+        Some(error) => format!("{line}; {error}"),
+        None => line,
     }
 }
 

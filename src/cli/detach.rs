@@ -1,0 +1,104 @@
+//! Lets the engine run on without its terminal.
+//!
+//! The command starts itself once more, in a session of its own, and follows that engine by its control socket until
+//! the stream runs.
+
+use std::ffi::OsString;
+use std::process::{Child, ExitCode};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use qmigrate::control::{Engine, Said, engines, latest};
+use qmigrate::host::{Credentials, Launch, launch, runtime_directory, state_directory};
+use qmigrate::qemu::twin::last_words;
+use qmigrate::record::{Entry, MigrationId, Outcome, PhaseName};
+use qmigrate::report::summary;
+
+pub(crate) async fn run() -> anyhow::Result<ExitCode> {
+    let id = MigrationId::new();
+    let runtime = runtime_directory()?;
+    let log = runtime.join(format!("{id}.log"));
+    let mut command: Vec<OsString> = vec![std::env::current_exe()?.into()];
+    command.extend(std::env::args_os().skip(1).filter(|word| word != "--detach"));
+    command.extend(["--detached".into(), id.as_str().into()]);
+    let mut child = launch(&Launch {
+        command,
+        environment: std::env::vars_os().collect(),
+        working_directory: std::env::current_dir()?,
+        credentials: Credentials::own()?,
+        log: log.clone(),
+    })
+    .context("the engine cannot be started")?;
+    let result = follow(&id, &mut child, &runtime).await;
+    let words = last_words(&log);
+    // The engine keeps writing to it where it has something to say; the record is what stays.
+    let _ = std::fs::remove_file(&log);
+    match result? {
+        Some(code) => Ok(code),
+        None => bail!("the engine ended before it said anything: {words}"),
+    }
+}
+
+/// Follows the engine until the stream runs or it has ended; `None` when it ended without a word.
+async fn follow(
+    id: &MigrationId,
+    child: &mut Child,
+    runtime: &std::path::Path,
+) -> anyhow::Result<Option<ExitCode>> {
+    let Some(engine) = find(id, child, runtime).await? else { return Ok(ended(id)) };
+    let mut watch = engine.watch().await?;
+    while let Some(said) = watch.next().await? {
+        match said {
+            Said::Record(record) if record.outcome.is_some() => {
+                return Ok(record.outcome.map(|outcome| end(&outcome)));
+            }
+            Said::Record(record) if is_streaming(record.phase()) => return Ok(Some(streams(id))),
+            Said::Entry(Entry::Phase(change)) if is_streaming(Some(change.phase)) => {
+                return Ok(Some(streams(id)));
+            }
+            Said::Entry(Entry::Result(outcome)) => return Ok(Some(end(&outcome))),
+            _ => {}
+        }
+    }
+    child.wait()?;
+    Ok(ended(id))
+}
+
+async fn find(
+    id: &MigrationId,
+    child: &mut Child,
+    runtime: &std::path::Path,
+) -> anyhow::Result<Option<Engine>> {
+    loop {
+        if let Some(engine) = engines(runtime).await.into_iter().find(|engine| &engine.record.id == id) {
+            return Ok(Some(engine));
+        }
+        if child.try_wait()?.is_some() {
+            return Ok(None);
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn is_streaming(phase: Option<PhaseName>) -> bool {
+    !matches!(phase, None | Some(PhaseName::Check | PhaseName::Destination | PhaseName::Prepare))
+}
+
+fn streams(id: &MigrationId) -> ExitCode {
+    println!("{id}");
+    eprintln!("hint: `qmigrate watch {id}` follows it, `qmigrate status {id}` tells how it ended");
+    ExitCode::SUCCESS
+}
+
+/// What an engine left that has ended.
+fn ended(id: &MigrationId) -> Option<ExitCode> {
+    let record = latest(&state_directory().ok()?, |record| &record.id == id)?;
+    record.outcome.map(|outcome| end(&outcome))
+}
+
+fn end(outcome: &Outcome) -> ExitCode {
+    for line in summary(outcome) {
+        eprintln!("{line}");
+    }
+    ExitCode::from(outcome.exit_code)
+}

@@ -1,0 +1,111 @@
+//! One migration as the command runs it: history, orders, signals, control socket, report.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Args;
+use qmigrate::control::{Server, Watchers, keep};
+use qmigrate::host::state_directory;
+use qmigrate::migrate::history::{History, Witness};
+use qmigrate::migrate::order::{Commander, Orders, Request, orders};
+use qmigrate::migrate::plan::Plan;
+use qmigrate::record::{End, Outcome, Record};
+use qmigrate::report::{JsonLines, Progress, summary};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Where a migration is shown.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct OutputArguments {
+    /// One JSON object per line on standard output.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Writes the whole record to this file at the end.
+    #[arg(long, value_name = "FILE.json")]
+    report: Option<PathBuf>,
+}
+
+/// A migration under way.
+pub(crate) struct Session {
+    pub(crate) history: History,
+    pub(crate) orders: Orders,
+    server: Option<Server>,
+    report: Option<(PathBuf, File)>,
+}
+
+impl Session {
+    /// Opens everything that could fail before anything is touched.
+    pub(crate) fn open(plan: &Plan, output: &OutputArguments, runtime: &Path) -> anyhow::Result<Self> {
+        let report = match &output.report {
+            Some(path) => {
+                let file = File::create(path)
+                    .with_context(|| format!("the report {} cannot be written", path.display()))?;
+                Some((path.clone(), file))
+            }
+            None => None,
+        };
+        let watchers = Watchers::new();
+        let mut witnesses: Vec<Box<dyn Witness>> =
+            vec![Box::new(watchers.clone()), Box::new(Progress::new())];
+        if output.json {
+            witnesses.push(Box::new(JsonLines::new(std::io::stdout())));
+        }
+        let record = Record::new(plan.id.clone(), plan.request(), jiff::Timestamp::now());
+        let history = History::new(record, witnesses);
+        let (commander, orders) = orders();
+        cancel_on_signals(commander.clone())?;
+        let server = Server::start(runtime, &plan.id, history.shared(), commander, watchers);
+        let server = server.with_context(|| format!("no control socket in {}", runtime.display()))?;
+        Ok(Self { history, orders, server: Some(server), report })
+    }
+
+    /// Tells the end to all who want to know, and gives the exit code.
+    pub(crate) async fn close(mut self, outcome: &Outcome) -> ExitCode {
+        if let Some(server) = self.server.take() {
+            server.finish().await;
+        }
+        let record = self.history.record().clone();
+        if let Some((path, mut file)) = self.report.take() {
+            let written = serde_json::to_writer_pretty(&file, &record).map_err(std::io::Error::from);
+            if let Err(error) = written.and_then(|()| writeln!(file)) {
+                eprintln!("warning: the report {} was not written: {error}", path.display());
+            }
+        }
+        // A refused migration is no part of a guest's history.
+        if outcome.end != End::Refused
+            && let Err(error) =
+                state_directory().map_err(anyhow::Error::from).and_then(|at| Ok(keep(&at, &record)?))
+        {
+            eprintln!("warning: {error:#}");
+        }
+        let lines = summary(outcome);
+        let prefix = if outcome.end == End::Refused { "error: " } else { "" };
+        for (number, line) in lines.iter().enumerate() {
+            let is_hint = line.starts_with("hint: ");
+            let prefix = if number == 0 || (outcome.end == End::Refused && !is_hint) { prefix } else { "" };
+            eprintln!("{prefix}{line}");
+        }
+        ExitCode::from(outcome.exit_code)
+    }
+}
+
+/// SIGINT and SIGTERM cancel; a closed terminal does not.
+fn cancel_on_signals(commander: Commander) -> anyhow::Result<()> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        loop {
+            let reason = tokio::select! {
+                _ = interrupt.recv() => "cancelled by Ctrl-C",
+                _ = terminate.recv() => "cancelled by SIGTERM",
+                _ = hangup.recv() => continue,
+            };
+            if let Err(refusal) = commander.give(Request::Cancel(reason.to_owned())).await {
+                eprintln!("not cancelled: {refusal}");
+            }
+        }
+    });
+    Ok(())
+}
