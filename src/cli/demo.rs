@@ -107,13 +107,12 @@ fn is_executable(file: &Path) -> bool {
 fn workload(arguments: &Arguments) -> anyhow::Result<Workload> {
     const MEBIBYTE: u64 = 1 << 20;
     let working_set = arguments.working_set;
-    let memory = match arguments.memory {
-        Some(memory) => memory,
-        None => {
-            let mebibytes = working_set.bytes().div_ceil(MEBIBYTE) + 64;
-            Size::from_mebibytes(mebibytes)
-                .ok_or_else(|| anyhow::anyhow!("{working_set} is more than any guest has"))?
-        }
+    let memory = if let Some(memory) = arguments.memory {
+        memory
+    } else {
+        let mebibytes = working_set.bytes().div_ceil(MEBIBYTE) + 64;
+        Size::from_mebibytes(mebibytes)
+            .ok_or_else(|| anyhow::anyhow!("{working_set} is more than any guest has"))?
     };
     Ok(Workload::new(memory, working_set, arguments.dirty_rate.0, arguments.pattern, arguments.content)?)
 }

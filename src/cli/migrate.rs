@@ -16,6 +16,7 @@ use qmigrate::units::{DowntimeMs, Rate, parse_duration};
 use super::session::{OutputArguments, Session};
 use super::{detach, refuse};
 
+#[expect(clippy::struct_excessive_bools, reason = "flags are what was typed; the plan has types")]
 /// Moves a running guest to a second QEMU on this machine, started from the first one's command line.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -55,6 +56,7 @@ pub(crate) struct Arguments {
 }
 
 /// The limits of a migration.
+#[expect(clippy::struct_field_names, reason = "the flags are called so")]
 #[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct LimitArguments {
     /// The longest that the guest may stand still.

@@ -24,7 +24,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// Whoever can tell of a guest's migration, or be told.
 pub(crate) enum Target {
     /// An engine of ours moves it.
-    Engine(Engine),
+    Engine(Box<Engine>),
     /// QEMU moves it, by somebody else's order; its monitor is free.
     Foreign(Client, Box<MigrationInfo>),
     /// It is not being moved; the last time that it was.
@@ -36,7 +36,7 @@ pub(crate) async fn find(name: Option<&str>) -> anyhow::Result<Result<Target, Bl
     let mut engines = engines(&runtime_directory()?).await;
     let Some(name) = name else {
         return match engines.len() {
-            1 => Ok(Ok(Target::Engine(engines.remove(0)))),
+            1 => Ok(Ok(Target::Engine(Box::new(engines.remove(0))))),
             0 => Ok(Err(Blocker::new(
                 "no-engine",
                 "no migration runs on this host",
@@ -49,7 +49,7 @@ pub(crate) async fn find(name: Option<&str>) -> anyhow::Result<Result<Target, Bl
         };
     };
     if let Some(at) = engines.iter().position(|engine| engine.moves(name)) {
-        return Ok(Ok(Target::Engine(engines.remove(at))));
+        return Ok(Ok(Target::Engine(Box::new(engines.remove(at)))));
     }
     let past = || state_directory().ok().and_then(|state| latest(&state, |record| is_of(record, name)));
     let qemu: QemuName = match name.parse() {

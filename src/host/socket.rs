@@ -99,7 +99,7 @@ fn unix_sockets() -> io::Result<Vec<UnixResponse>> {
             let message = NetlinkMessage::<SockDiagMessage>::deserialize(rest).map_err(io::Error::other)?;
             match message.payload {
                 NetlinkPayload::InnerMessage(SockDiagMessage::UnixResponse(response)) => {
-                    found.push(*response)
+                    found.push(*response);
                 }
                 NetlinkPayload::Done(_) => return Ok(found),
                 NetlinkPayload::Error(error) => return Err(error.to_io()),

@@ -76,6 +76,7 @@ pub struct Setting {
 }
 
 /// What was seen, for programs.
+#[expect(clippy::struct_excessive_bools, reason = "each is one finding of its own in the JSON")]
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Findings {
     /// Whether the guest ran while its memory was copied.
@@ -172,14 +173,14 @@ impl Demo {
     pub async fn run(self, history: &mut History, orders: &mut Orders) -> (Outcome, Findings) {
         let source_pid = self.subject.process.pid();
         let record = history.shared();
-        let destination_pid = || {
+        let moved_to = || {
             crate::migrate::history::lock(&record).destination.as_ref().and_then(|party: &Party| party.pid)
         };
         let observer = &self.subject.observer;
-        let mut observed = || seen(observer, source_pid, destination_pid());
-        let services = Services { history, orders, observed: &mut observed };
+        let mut look = || seen(observer, source_pid, moved_to());
+        let services = Services { history, orders, observed: &mut look };
         let outcome = engine::run(&self.plan, services).await;
-        let destination_pid = destination_pid();
+        let destination_pid = moved_to();
         let findings = self.findings(&outcome, source_pid, destination_pid).await;
         self.end(destination_pid).await;
         (outcome, findings)

@@ -542,15 +542,9 @@ impl<'a> Driver<'a> {
         #[cfg(feature = "hold-points")]
         super::hold::at(phase).await;
         let now = Instant::now();
-        self.step_overdue_at = match phase {
-            Phase::Retreating(..) | Phase::Committed { .. } => Some(now + self.patience()),
-            _ => None,
-        };
-        let bounded = match phase {
-            Phase::Retreating(..) | Phase::Committed { .. } => true,
-            _ => false,
-        };
-        if bounded {
+        let is_bounded = matches!(phase, Phase::Retreating(..) | Phase::Committed { .. });
+        self.step_overdue_at = is_bounded.then(|| now + self.patience());
+        if is_bounded {
             self.give_up_at.get_or_insert(now + GIVE_UP);
         }
     }

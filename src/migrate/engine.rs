@@ -278,7 +278,7 @@ impl Ending<'_> {
     async fn back(self, conclusion: &Conclusion, rest: Rest, history: &mut History) -> Outcome {
         self.clear_destination().await;
         restore(&self.source.client, &self.originals, history).await;
-        outcome::back(conclusion, rest, &self.last_words())
+        outcome::back(conclusion, rest, self.last_words().as_deref())
     }
 
     /// Neither side has the guest.

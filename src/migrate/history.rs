@@ -51,9 +51,10 @@ impl History {
     /// Adds a line.
     pub fn add(&mut self, entry: Entry) {
         let mut record = lock(&self.record);
-        record.apply(entry.clone());
+        let told = entry.clone();
+        record.apply(entry);
         for witness in &mut self.witnesses {
-            witness.told(&record, &entry);
+            witness.told(&record, &told);
         }
     }
 

@@ -96,10 +96,9 @@ fn difference_ms(from_us: u64, to_us: u64) -> f64 {
 }
 
 /// The guest is on its source.
-pub(super) fn back(conclusion: &Conclusion, rest: Rest, last_words: &Option<String>) -> Outcome {
+pub(super) fn back(conclusion: &Conclusion, rest: Rest, last_words: Option<&str>) -> Outcome {
     let reason = conclusion.reason.as_deref().unwrap_or("the migration failed and QEMU does not say why");
-    let said =
-        last_words.as_ref().map(|words| format!(" (the destination said: {words})")).unwrap_or_default();
+    let said = last_words.map(|words| format!(" (the destination said: {words})")).unwrap_or_default();
     let (guest, where_it_is) = match rest {
         Rest::Running => (Whereabouts::RunningOnSource, "the guest runs on its source, as before"),
         Rest::Standing => {

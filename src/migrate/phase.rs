@@ -207,8 +207,10 @@ impl Phase {
     /// Which side may run the guest.
     pub fn may_run(self) -> MayRun {
         match self {
-            Self::Streaming(_) | Self::Switchover { .. } | Self::Back(_) => MayRun::Source,
-            Self::Retreating(_, Retreat::Stopping | Retreat::Settling | Retreat::Reviving) => MayRun::Source,
+            Self::Streaming(_)
+            | Self::Switchover { .. }
+            | Self::Retreating(_, Retreat::Stopping | Retreat::Settling | Retreat::Reviving)
+            | Self::Back(_) => MayRun::Source,
             Self::Armed { .. } | Self::Retreating(_, Retreat::Clearing) | Self::Lost => MayRun::Neither,
             Self::Committed { .. } | Self::Arrived(_) => MayRun::Destination,
             Self::Undecided(may_run) => may_run,
