@@ -33,8 +33,9 @@ use crate::record::{Choice, Decision, Entry, Pass, Sample};
 const ASK_EVERY: Duration = Duration::from_millis(100);
 /// Not every answer goes into the record.
 const SAMPLE_EVERY_MS: f64 = 250.0;
-/// A destination heard of within this is alive: between its `completed` and the source's there is 0.2 ms.
-const FRESH: Duration = Duration::from_millis(50);
+/// A destination heard of within this is alive: its `completed` comes about 0.2 ms before the source's
+/// (`feasibility.md` section 3), and a round trip to make sure would be time in which the guest stands still.
+const FRESH: Duration = Duration::from_millis(10);
 /// A retreat step that should take a few milliseconds is tried again after this.
 const TRY_AGAIN: Duration = Duration::from_millis(20);
 /// `migrate_cancel` has so long before `yank` follows (`feasibility.md` section 6), and a `cont` before the
@@ -198,10 +199,10 @@ impl<'a> Driver<'a> {
 
     /// Starts the stream and drives it until nothing more happens.
     pub async fn run(mut self, uri: &str) -> (Conclusion, Side, Side) {
-        self.history.enter(self.phase.name());
         let command =
             words::migrate { uri: Some(uri.to_owned()), channels: None, detach: None, resume: None };
         self.send(Leg::Source, &command, |answer| Answer::Started(answer.map(drop)));
+        self.enter(self.phase).await;
         while !self.phase.is_final() {
             self.step().await;
         }
@@ -581,6 +582,9 @@ impl<'a> Driver<'a> {
                 Answer::Continued(Leg::Destination, answer.map(drop))
             }),
             Action::ProveDestination => {
+                if self.destination.process.has_ended() {
+                    return Some(Input::Destination(Seen::Gone));
+                }
                 if self.destination.client.last_heard().elapsed() < FRESH {
                     return Some(Input::DestinationAlive);
                 }

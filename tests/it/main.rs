@@ -3,6 +3,8 @@
 
 /// A QMP peer that plays a script.
 mod scripted_peer;
+/// A real guest with a heart, the built command, and hold points.
+mod lab;
 /// The helpers that more than one module uses: where QEMU is, how a skip is told.
 mod support;
 
@@ -15,3 +17,7 @@ mod qmp_wire;
 
 /// The embedded guest on a real QEMU: it boots, its heart beats, its memory verifies.
 mod guest_boots;
+/// A guest moved in every way that the command offers.
+mod moves;
+/// The hand-over when something goes wrong in it.
+mod handover;

@@ -1,0 +1,155 @@
+//! The hand-over when something goes wrong in it: never two, never none, and a second attempt that works.
+
+use std::time::Duration;
+
+use crate::lab::{Ended, Lab, lives, settings, signal, until};
+use nix::sys::signal::Signal;
+
+/// The default grace: 2 s at least.
+const GRACE: Duration = Duration::from_secs(2);
+/// How much later than budget and grace the source may run again.
+const MARGIN: Duration = Duration::from_secs(1);
+
+/// The guest is on its source and runs, nothing of the destination is left, and the next attempt succeeds.
+async fn back_and_again(lab: &Lab, ended: &Ended, destination: i32, budget: Duration) {
+    assert_eq!(ended.code, 1, "{ended:?}");
+    assert_eq!(ended.result()["guest"], "running_on_source", "{ended:?}");
+    let source = lab.source();
+    let stood = lab.subject.observer.heart(source).unwrap().worst_gap.unwrap().length();
+    assert!(stood < budget + GRACE + MARGIN, "the guest stood still for {stood:?}: {ended:?}");
+    lab.beats_on(source);
+    assert!(!lives(destination), "the destination is gone");
+    assert!(
+        lab.subject.observer.heart(destination).is_none_or(|heart| heart.beats == 0),
+        "it never ran the guest"
+    );
+    assert_eq!(lab.left_behind(), [] as [std::path::PathBuf; 0]);
+    lab.prove().await;
+
+    let again = lab.migrate(&["--max-downtime", "20s"]);
+    assert_eq!(again.code, 0, "{again:?}");
+    let destination = lab.destination();
+    lab.never_two(source, destination);
+    lab.prove().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_destination_frozen_in_the_final_copy_gives_the_guest_back_within_budget_and_grace() {
+    let Some(lab) = Lab::start("frozen_in_the_final_copy", 512, None).await else { return };
+    let budget = Duration::from_secs(1);
+    let before = settings(&lab.subject.connect().await.unwrap()).await;
+    // The final copy of half a gibibyte takes a few hundred milliseconds; the engine is held as it hears of it.
+    let mut held = lab.migrate_held("switchover", &["--max-downtime", "1s"]);
+    let hold = held.wait();
+    let destination = lab.destination();
+    signal(destination, Signal::SIGSTOP);
+    drop(hold);
+    let ended = held.end();
+    assert_eq!(settings(&lab.subject.connect().await.unwrap()).await, before, "the source is left as found");
+    back_and_again(&lab, &ended, destination, budget).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn control_lost_after_both_completed_gives_the_guest_back_within_budget_and_grace() {
+    let Some(lab) = Lab::start("control_lost_after_both_completed", 16, Some("10MiB/s")).await else {
+        return;
+    };
+    let before = settings(&lab.subject.connect().await.unwrap()).await;
+    let mut held = lab.migrate_held("armed", &[]);
+    let hold = held.wait();
+    let destination = lab.destination();
+    signal(destination, Signal::SIGSTOP);
+    // Until what was heard of it last is no sign of life any more.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    drop(hold);
+    let ended = held.end();
+    assert_eq!(settings(&lab.subject.connect().await.unwrap()).await, before, "the source is left as found");
+    back_and_again(&lab, &ended, destination, Duration::from_millis(300)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_destination_killed_after_both_completed_gives_the_guest_back() {
+    let Some(lab) = Lab::start("killed_after_both_completed", 16, Some("10MiB/s")).await else { return };
+    let mut held = lab.migrate_held("armed", &[]);
+    let hold = held.wait();
+    let destination = lab.destination();
+    signal(destination, Signal::SIGKILL);
+    until("the destination has ended", async || !lives(destination)).await;
+    drop(hold);
+    back_and_again(&lab, &held.end(), destination, Duration::from_millis(300)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_destination_killed_while_it_is_sent_to_leaves_the_guest_where_it_is() {
+    let Some(lab) = Lab::start("killed_while_sent_to", 16, Some("10MiB/s")).await else { return };
+    let mut held = lab.migrate_held("streaming", &["--max-bandwidth", "5MiB/s"]);
+    let hold = held.wait();
+    let destination = lab.destination();
+    signal(destination, Signal::SIGKILL);
+    until("the destination has ended", async || !lives(destination)).await;
+    drop(hold);
+    back_and_again(&lab, &held.end(), destination, Duration::from_millis(300)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_killed_after_both_completed_does_not_take_the_guest_with_it() {
+    let Some(lab) = Lab::start("source_killed_after_both_completed", 16, Some("10MiB/s")).await else {
+        return;
+    };
+    let mut held = lab.migrate_held("armed", &[]);
+    let hold = held.wait();
+    let destination = lab.destination();
+    signal(lab.source(), Signal::SIGKILL);
+    until("the source has ended", async || !lives(lab.source())).await;
+    drop(hold);
+    let ended = held.end();
+    assert_eq!(ended.result()["guest"], "running_on_destination", "{ended:?}");
+    assert_eq!(ended.code, 0, "{ended:?}");
+    lab.never_two(lab.source(), destination);
+    lab.prove().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ctrl_c_while_memory_is_sent_leaves_the_source_as_it_was() {
+    let Some(lab) = Lab::start("ctrl_c_while_sent", 16, Some("10MiB/s")).await else { return };
+    let before = settings(&lab.subject.connect().await.unwrap()).await;
+    let mut held = lab.migrate_held("streaming", &["--max-bandwidth", "5MiB/s"]);
+    let hold = held.wait();
+    let destination = lab.destination();
+    signal(held.child.id().try_into().unwrap(), Signal::SIGINT);
+    drop(hold);
+    let ended = held.end();
+    assert!(ended.stderr.contains("Ctrl-C"), "{ended:?}");
+    assert_eq!(settings(&lab.subject.connect().await.unwrap()).await, before);
+    back_and_again(&lab, &ended, destination, Duration::from_millis(300)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sigterm_after_both_completed_still_gives_the_guest_back() {
+    let Some(lab) = Lab::start("sigterm_after_both_completed", 16, Some("10MiB/s")).await else { return };
+    let mut held = lab.migrate_held("armed", &[]);
+    let hold = held.wait();
+    let destination = lab.destination();
+    // Stopped, so that its silence keeps the engine from `cont` until the signal is heard.
+    signal(destination, Signal::SIGSTOP);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    signal(held.child.id().try_into().unwrap(), Signal::SIGTERM);
+    drop(hold);
+    let ended = held.end();
+    assert!(ended.stderr.contains("SIGTERM"), "{ended:?}");
+    back_and_again(&lab, &ended, destination, Duration::from_millis(300)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancel_after_cont_was_sent_comes_too_late_and_says_so() {
+    let Some(lab) = Lab::start("a_cancel_after_cont", 16, Some("10MiB/s")).await else { return };
+    let mut held = lab.migrate_held("committed", &[]);
+    let hold = held.wait();
+    let (source, destination) = (lab.source(), lab.destination());
+    signal(held.child.id().try_into().unwrap(), Signal::SIGINT);
+    drop(hold);
+    let ended = held.end();
+    assert_eq!(ended.code, 0, "{ended:?}");
+    lab.never_two(source, destination);
+    lab.prove().await;
+}

@@ -1,0 +1,249 @@
+//! A real guest with a heart, the built command to move it, and points at which the engine is held.
+
+use std::io::Read;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use qapi_qmp as words;
+use qmigrate::guest::{Accelerator, Content, Pattern, Workload};
+use qmigrate::lab::subject::Subject;
+use qmigrate::observe::heartbeat::{Handover, Sequence};
+use qmigrate::qmp::Client;
+use qmigrate::qmp::words::{RunState, StatusInfo};
+use qmigrate::units::Size;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::support;
+
+/// Nothing that a test waits for takes longer on a machine that is not broken.
+pub(crate) const SOON: Duration = Duration::from_secs(60);
+
+/// A guest in a directory of its own; all QEMUs that ever ran it end with it.
+pub(crate) struct Lab {
+    pub(crate) subject: Subject,
+    pub(crate) directory: TempDir,
+}
+
+impl Lab {
+    /// A guest that rewrites so many mebibytes, at a rate or as fast as it can. `None` where there is no QEMU.
+    pub(crate) async fn start(test: &str, mebibytes: u64, rate: Option<&str>) -> Option<Self> {
+        let Some(qemu) = support::qemu() else {
+            support::skip(test, "there is no qemu-system-x86_64; tests/run gets one");
+            return None;
+        };
+        let directory = tempfile::Builder::new().prefix("qm").tempdir().unwrap();
+        let workload = Workload::new(
+            Size::from_mebibytes(mebibytes + 48).unwrap(),
+            Size::from_mebibytes(mebibytes).unwrap(),
+            rate.map(|rate| rate.parse().unwrap()),
+            Pattern::Sweep,
+            Content::Incompressible,
+        );
+        let subject =
+            Subject::start(&qemu, Accelerator::Tcg, workload.unwrap(), directory.path()).await.unwrap();
+        Some(Self { subject, directory })
+    }
+
+    pub(crate) fn monitor(&self) -> String {
+        self.subject.monitor.to_string()
+    }
+
+    /// The process that the guest was started in.
+    pub(crate) fn source(&self) -> i32 {
+        self.subject.process.pid()
+    }
+
+    /// The QEMUs that have connected to the observer, in the order in which they did.
+    pub(crate) fn destination(&self) -> i32 {
+        let source = self.source();
+        let mut pids = self.subject.observer.pids();
+        pids.retain(|&pid| pid != source);
+        *pids.last().expect("a destination has connected to the observer")
+    }
+
+    /// The built command on this guest.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_qmigrate"));
+        command.args(arguments).stdin(Stdio::null());
+        command
+    }
+
+    /// Moves the guest.
+    pub(crate) fn migrate(&self, arguments: &[&str]) -> Ended {
+        let monitor = self.monitor();
+        let mut all = vec!["migrate", &monitor, "--json"];
+        all.extend(arguments);
+        run(self.command(&all))
+    }
+
+    /// Begins to move the guest, with the engine held as it enters a phase.
+    pub(crate) fn migrate_held(&self, phase: &str, arguments: &[&str]) -> Held {
+        let socket = self.directory.path().join(format!("hold-{phase}"));
+        let listener = UnixListener::bind(&socket).unwrap();
+        let mut command = self.command(&["migrate", &self.monitor(), "--json"]);
+        command.args(arguments).env("QMIGRATE_HOLD", format!("{phase}={}", socket.display()));
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        Held { child, listener, socket }
+    }
+
+    pub(crate) async fn state(&self) -> RunState {
+        let client = self.subject.connect().await.unwrap();
+        let status: StatusInfo = client.call_as(&words::query_status {}, SOON).await.unwrap();
+        status.status
+    }
+
+    /// Proves the guest's memory, and that no tick was beaten twice, here or elsewhere: the guest counts its ticks,
+    /// and all hearts together have beaten as often.
+    pub(crate) async fn prove(&self) {
+        let client = self.subject.connect().await.unwrap();
+        let (_, state) = self.subject.verify(&client).await.unwrap();
+        let hearts =
+            self.subject.observer.pids().into_iter().filter_map(|pid| self.subject.observer.heart(pid));
+        let beats: u64 = hearts.map(|heart| heart.beats).sum();
+        let ticks = u64::from(state.ticks);
+        assert!(beats == ticks || beats + 1 == ticks, "{beats} beats were seen, {ticks} ticks counted");
+        client.call(&words::cont {}, SOON).await.unwrap();
+    }
+
+    /// The handover from the process in which the guest was started to its latest destination: never two.
+    pub(crate) fn never_two(&self, source: i32, destination: i32) -> Handover {
+        self.subject.observer.wait_for_first_beat(destination, SOON).expect("the destination's heart beats");
+        let handover = self.subject.observer.handover(source, destination).unwrap();
+        assert_eq!(handover.sequence, Sequence::Continuous, "{handover:?}");
+        assert_eq!(handover.overlap, None, "{handover:?}");
+        handover
+    }
+
+    /// Waits until a heart has beaten so much more.
+    pub(crate) fn beats_on(&self, pid: i32) {
+        let beaten = self.subject.observer.heart(pid).map_or(0, |heart| heart.beats);
+        assert!(
+            self.subject.observer.wait_for_beats(pid, beaten + 20, SOON),
+            "the heart of {pid} does not beat"
+        );
+    }
+
+    /// What is left beside the guest's own files.
+    pub(crate) fn left_behind(&self) -> Vec<PathBuf> {
+        let own = ["beats", "qmp", "source.log"];
+        let entries = std::fs::read_dir(self.directory.path()).unwrap().map(|entry| entry.unwrap().path());
+        entries.filter(|path| !own.iter().any(|own| path.ends_with(own))).collect()
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        for pid in self.subject.observer.pids() {
+            let is_qemu = std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| {
+                String::from_utf8_lossy(&line).contains(&*self.directory.path().to_string_lossy())
+            });
+            if is_qemu {
+                kill(Pid::from_raw(pid), Signal::SIGKILL).ok();
+            }
+        }
+    }
+}
+
+/// A command that has ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) code: i32,
+    pub(crate) stderr: String,
+    pub(crate) lines: Vec<Value>,
+}
+
+impl Ended {
+    /// The entries of one type.
+    pub(crate) fn entries(&self, kind: &str) -> Vec<&Value> {
+        self.lines.iter().filter(|line| line["type"] == kind).collect()
+    }
+
+    pub(crate) fn result(&self) -> &Value {
+        self.entries("result").first().unwrap_or_else(|| panic!("no result: {self:?}"))
+    }
+}
+
+pub(crate) fn run(mut command: Command) -> Ended {
+    let output = command.output().unwrap();
+    ended(output.status, &output.stdout, &output.stderr)
+}
+
+fn ended(status: ExitStatus, stdout: &[u8], stderr: &[u8]) -> Ended {
+    let lines = String::from_utf8_lossy(stdout);
+    Ended {
+        code: status.code().unwrap_or(-1),
+        stderr: String::from_utf8_lossy(stderr).into_owned(),
+        lines: lines.lines().filter_map(|line| serde_json::from_str(line).ok()).collect(),
+    }
+}
+
+/// An engine that is held, or will be.
+pub(crate) struct Held {
+    pub(crate) child: Child,
+    listener: UnixListener,
+    socket: PathBuf,
+}
+
+impl Held {
+    /// Waits until the engine has entered the phase; it goes on when the stream is dropped.
+    pub(crate) fn wait(&mut self) -> UnixStream {
+        self.listener.set_nonblocking(true).unwrap();
+        let deadline = Instant::now() + SOON;
+        loop {
+            match self.listener.accept() {
+                Ok((stream, _)) => return stream,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    assert!(Instant::now() < deadline, "the engine did not reach the hold point");
+                    if self.child.try_wait().unwrap().is_some() {
+                        let mut said = String::new();
+                        self.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+                        panic!("the engine ended before the hold point: {said}");
+                    }
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    /// Waits for its end.
+    pub(crate) fn end(mut self) -> Ended {
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        self.child.stdout.take().unwrap().read_to_end(&mut stdout).unwrap();
+        self.child.stderr.take().unwrap().read_to_end(&mut stderr).unwrap();
+        std::fs::remove_file(&self.socket).unwrap();
+        ended(self.child.wait().unwrap(), &stdout, &stderr)
+    }
+}
+
+pub(crate) fn signal(pid: i32, signal: Signal) {
+    kill(Pid::from_raw(pid), signal).unwrap();
+}
+
+/// Waits for a condition, level-triggered and bounded.
+pub(crate) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + SOON;
+    while !holds().await {
+        assert!(Instant::now() < deadline, "not within {SOON:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// The migration settings of a QEMU: capabilities and parameters.
+pub(crate) async fn settings(client: &Client) -> (Value, Value) {
+    (
+        client.call(&words::query_migrate_capabilities {}, SOON).await.unwrap(),
+        client.call(&words::query_migrate_parameters {}, SOON).await.unwrap(),
+    )
+}
+
+/// Whether there is such a process.
+pub(crate) fn lives(pid: i32) -> bool {
+    Path::new(&format!("/proc/{pid}")).exists()
+        && !std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "))
+}
