@@ -63,6 +63,7 @@ impl Session {
 
     /// Tells the end to all who want to know, and gives the exit code.
     pub(crate) async fn close(mut self, outcome: &Outcome) -> ExitCode {
+        self.history.finish();
         if let Some(server) = self.server.take() {
             server.finish().await;
         }

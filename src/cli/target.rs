@@ -13,7 +13,6 @@ use qmigrate::qemu::{Inventory, Located, QemuName, locate};
 use qmigrate::qmp::words::{MigrationInfo, MigrationStatus};
 use qmigrate::qmp::{Client, Deadlines, Leg};
 use qmigrate::record::Record;
-use qmigrate::units::DowntimeMs;
 
 use super::refuse;
 
@@ -64,9 +63,8 @@ pub(crate) async fn find(name: Option<&str>) -> anyhow::Result<Result<Target, Bl
     match located {
         Ok(Located { client, .. }) => {
             let inventory = Inventory::take(&client).await?;
-            let is_idle = inventory.migration_status() == MigrationStatus::None;
             match past() {
-                Some(record) if is_idle => Ok(Ok(Target::Past(Box::new(record)))),
+                Some(record) if !is_moving(&inventory.migration) => Ok(Ok(Target::Past(Box::new(record)))),
                 _ => Ok(Ok(Target::Foreign(client, Box::new(inventory.migration)))),
             }
         }
@@ -119,8 +117,8 @@ async fn drive(client: &Client, question: &Question) -> anyhow::Result<&'static 
             "the guest stands still; whoever started the migration has to run it on the destination (`cont`)"
         }
         Question::Set(limits) => {
-            let downtime = limits.max_downtime_ms.map(DowntimeMs::milliseconds);
-            prepare::set_limits(client, downtime, limits.max_bandwidth_bytes_per_second.map(Some)).await?;
+            prepare::set_limits(client, limits.max_downtime_ms, limits.max_bandwidth_bytes_per_second)
+                .await?;
             "the limits are in force"
         }
         Question::Status | Question::Watch => "nothing was changed",

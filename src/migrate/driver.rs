@@ -13,26 +13,27 @@
 
 use std::time::{Duration, Instant};
 
+/// Orders of people: cancel, pause, new limits.
+mod people;
+/// How far the stream is, and what the controller makes of it.
+mod progress;
+
 use qapi_qmp as words;
 use tokio::sync::mpsc;
 use tokio::time::{Instant as TokioInstant, sleep_until};
 
 use super::history::History;
-use super::order::{Order, Orders, Request};
-use super::phase::{Action, Input, Phase, Retreat, Seen};
-use super::plan::Limits;
-use super::step::prepare;
+use super::order::{Order, Orders};
+use super::phase::{Action, AtSource, Input, Phase, Retreat, Seen, SourceEnd};
+use super::plan::{Limits, Mode};
+use super::side::{Contact, Side, Word};
 use super::watchdog::Watchdog;
-use crate::converge::{Controller, Verdict};
-use crate::host::ProcessHandle;
+use crate::converge::Controller;
 use crate::qmp::words::{MigrationInfo, MigrationStatus, Notice, RunState, StatusInfo};
-use crate::qmp::{Address, CallError, Client, Deadlines, Events, Heard, Leg};
-use crate::record::{Choice, Decision, Entry, Pass, Sample};
+use crate::qmp::{CallError, Heard, Leg};
 
 /// How often the source is asked how far it is. QEMU's own figures change every 100 ms.
 const ASK_EVERY: Duration = Duration::from_millis(100);
-/// Not every answer goes into the record.
-const SAMPLE_EVERY_MS: f64 = 250.0;
 /// A destination heard of within this is alive: its `completed` comes about 0.2 ms before the source's
 /// (`feasibility.md` section 3), and a round trip to make sure would be time in which the guest stands still.
 const FRESH: Duration = Duration::from_millis(10);
@@ -48,73 +49,6 @@ const LAST_BREATH: Duration = Duration::from_millis(200);
 /// Answers are awaited for as long as a retreat is tried: silence in the blackout is not death.
 const ANSWER: Duration = Duration::from_secs(60);
 
-/// One side of a migration that is prepared.
-#[derive(Debug)]
-pub struct Side {
-    /// Which.
-    pub leg: Leg,
-    /// Where its monitor is.
-    pub address: Address,
-    /// The connection.
-    pub client: Client,
-    /// Its events since it was connected to.
-    pub events: Events,
-    /// Its process.
-    pub process: ProcessHandle,
-    /// Whether it can still be heard, and lives.
-    pub contact: Contact,
-}
-
-/// Whether a side can still be heard, and lives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Contact {
-    /// It can be heard.
-    Heard,
-    /// Its process lives, and its monitor cannot be reached any more.
-    Lost,
-    /// Its process has ended.
-    Ended,
-}
-
-impl Side {
-    /// Waits for what it says or does next.
-    async fn next(&mut self) -> Word {
-        tokio::select! {
-            biased;
-            heard = self.events.next(), if self.contact == Contact::Heard => match heard {
-                Ok(heard) => Word::Heard(heard),
-                Err(_) => Word::Silence,
-            },
-            () = self.process.ended(), if self.contact != Contact::Ended => Word::End,
-            else => std::future::pending().await,
-        }
-    }
-
-    /// Connects anew to a side whose connection has ended while its process lives. Events of the meantime are lost;
-    /// its status is asked for all the time.
-    async fn reconnect(&mut self) -> bool {
-        let deadlines = Deadlines { connect: LAST_CALL };
-        match Client::connect(&self.address, self.leg, deadlines).await {
-            Ok(client) => {
-                self.events = client.events();
-                self.client = client;
-                true
-            }
-            Err(error) => {
-                tracing::debug!(leg = %self.leg, %error, "not reconnected");
-                false
-            }
-        }
-    }
-}
-
-/// What a side says or does.
-enum Word {
-    Heard(Heard),
-    Silence,
-    End,
-}
-
 /// What the driver has learned by the time nothing more happens.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Conclusion {
@@ -126,6 +60,10 @@ pub struct Conclusion {
     pub stopped_at_us: Option<u64>,
     /// The destination's `RESUME`, likewise.
     pub resumed_at_us: Option<u64>,
+    /// When these two were heard here, by a clock that nobody sets.
+    pub heard: (Option<Instant>, Option<Instant>),
+    /// Why the guest, or a person, ended its machine meanwhile (`SHUTDOWN`).
+    pub shutdown: Option<String>,
 }
 
 /// An answer that has come.
@@ -133,11 +71,15 @@ pub struct Conclusion {
 enum Answer {
     Asked(Result<MigrationInfo, CallError>),
     AskedDestination(Result<MigrationInfo, CallError>),
-    State(Leg, Result<StatusInfo, CallError>),
+    /// With the number of changes that had been heard of when it was asked.
+    State(Leg, u64, Result<StatusInfo, CallError>),
     Continued(Leg, Result<(), CallError>),
     Alive(bool),
     Started(Result<(), CallError>),
-    Paused(Result<(), CallError>),
+    /// Its effect is seen by the status.
+    Cancelled(Result<(), CallError>),
+    Stopped(Result<(), CallError>, Option<Order>),
+    Limits(Result<(), CallError>, Option<Order>),
 }
 
 /// Drives one migration from `migrate` to its end.
@@ -160,7 +102,9 @@ pub struct Driver<'a> {
     ask_at: Instant,
     step_overdue_at: Option<Instant>,
     give_up_at: Option<Instant>,
-    pause_orders: Vec<Order>,
+    /// How often the source's guest has stopped or started: an answer that was asked for before the last time says
+    /// nothing of now.
+    source_changes: u64,
 }
 
 impl<'a> Driver<'a> {
@@ -185,7 +129,14 @@ impl<'a> Driver<'a> {
             watchdog: Watchdog::new(limits.longest_blackout()),
             answers,
             answered,
-            conclusion: Conclusion { phase, reason: None, stopped_at_us: None, resumed_at_us: None },
+            conclusion: Conclusion {
+                phase,
+                reason: None,
+                stopped_at_us: None,
+                resumed_at_us: None,
+                heard: (None, None),
+                shutdown: None,
+            },
             streaming_since_ms,
             history,
             pass: 0,
@@ -193,24 +144,34 @@ impl<'a> Driver<'a> {
             ask_at: Instant::now(),
             step_overdue_at: None,
             give_up_at: None,
-            pause_orders: Vec::new(),
+            source_changes: 0,
         }
     }
 
-    /// Starts the stream and drives it until nothing more happens.
-    pub async fn run(mut self, uri: &str) -> (Conclusion, Side, Side) {
+    /// Starts the stream and drives it until nothing more happens. A guest that is not to be moved live is stopped
+    /// first, on the same connection: QEMU keeps the order.
+    pub async fn run(mut self, uri: &str, mode: Mode) -> (Conclusion, Side, Side) {
+        let runs = matches!(self.phase, Phase::Streaming(guest) if guest.at_source == AtSource::Running);
+        if mode == Mode::NonLive && runs {
+            self.take(Input::StoppedByConsent).await;
+            self.stop(None);
+        }
         let command =
             words::migrate { uri: Some(uri.to_owned()), channels: None, detach: None, resume: None };
         self.send(Leg::Source, &command, |answer| Answer::Started(answer.map(drop)));
+        // What happened between the last look at the guest and the first event heard here.
+        self.ask_state(Leg::Source);
         self.enter(self.phase).await;
         while !self.phase.is_final() {
             self.step().await;
         }
-        for order in self.pause_orders.drain(..) {
-            order.answer(Err("the migration has ended".to_owned()));
-        }
         self.conclusion.phase = self.phase;
         (self.conclusion, self.source, self.destination)
+    }
+
+    /// Stops the guest, with consent.
+    fn stop(&self, order: Option<Order>) {
+        self.send(Leg::Source, &words::stop {}, |answer| Answer::Stopped(answer.map(drop), order));
     }
 
     /// Waits for one thing to happen, and takes it in.
@@ -244,9 +205,6 @@ impl<'a> Driver<'a> {
     async fn ended(&mut self, leg: Leg) {
         self.side(leg).contact = Contact::Ended;
         self.explain(&format!("the {leg}'s process has ended"));
-        if leg == Leg::Source {
-            self.give_up_at.get_or_insert(Instant::now() + GIVE_UP);
-        }
         self.take(on(leg, Seen::Gone)).await;
     }
 
@@ -313,7 +271,9 @@ impl<'a> Driver<'a> {
             Notice::Migration(status) => Seen::Status(status),
             Notice::Stop => {
                 if leg == Leg::Source {
+                    self.source_changes += 1;
                     self.conclusion.stopped_at_us = at_us;
+                    self.conclusion.heard.0 = Some(heard.at);
                     if !self.is_held() {
                         self.watchdog.stopped(heard.at);
                     }
@@ -322,10 +282,20 @@ impl<'a> Driver<'a> {
             }
             Notice::Resume => {
                 match leg {
-                    Leg::Source => self.watchdog.runs(),
-                    Leg::Destination => self.conclusion.resumed_at_us = at_us,
+                    Leg::Source => {
+                        self.source_changes += 1;
+                        self.watchdog.runs();
+                    }
+                    Leg::Destination => {
+                        self.conclusion.resumed_at_us = at_us;
+                        self.conclusion.heard.1 = Some(heard.at);
+                    }
                 }
                 Seen::Resumed
+            }
+            Notice::Shutdown { reason, .. } => {
+                self.conclusion.shutdown = Some(reason.unwrap_or_else(|| "shutdown".to_owned()));
+                return;
             }
             Notice::Pass(_) if leg == Leg::Source => return self.ask_now(),
             _ => return,
@@ -343,14 +313,22 @@ impl<'a> Driver<'a> {
     /// A connection has ended. A process that is on its way out closes its monitor first; one that lives is
     /// connected to anew. A destination that cannot be reached gets no `cont`, as long as there is a way back.
     async fn deaf(&mut self, leg: Leg) {
-        let is_committed = matches!(self.phase, Phase::Committed { .. });
+        // A destination that cannot be reached gets no `cont` as long as there is a way back; where there is none it
+        // is the guest's only chance.
+        let is_needed = leg == Leg::Source
+            || matches!(self.phase, Phase::Committed { .. })
+            || self.source.contact == Contact::Ended;
         let side = self.side(leg);
         if side.process.ended_within(LAST_BREATH).await {
             return self.ended(leg).await;
         }
-        if (leg == Leg::Source || is_committed) && side.reconnect().await {
+        if is_needed && side.reconnect().await {
             tracing::info!(%leg, "connected anew");
-            return self.watchdog.answered();
+            if leg == Leg::Source {
+                self.source_changes += 1;
+                self.watchdog.answered();
+            }
+            return self.ask_state(leg);
         }
         self.side(leg).contact = Contact::Lost;
         self.explain(&format!("the connection to the {leg}'s monitor was lost"));
@@ -368,13 +346,7 @@ impl<'a> Driver<'a> {
                 self.status(Leg::Source, &info).await;
             }
             Answer::AskedDestination(Ok(info)) => self.status(Leg::Destination, &info).await,
-            Answer::State(leg, Ok(status)) => {
-                if leg == Leg::Source && status.status == RunState::Paused {
-                    // Somebody's pause is no blackout of ours.
-                    self.watchdog.runs();
-                }
-                self.take(on(leg, Seen::State(status.status))).await;
-            }
+            Answer::State(leg, changes, Ok(status)) => self.state(leg, changes, status.status).await,
             Answer::Continued(leg, Err(error)) if !error.may_have_happened() => {
                 // A source that is not finalized yet is asked again; a destination that refuses does not run.
                 tracing::debug!(%leg, %error, "cont was refused");
@@ -392,21 +364,52 @@ impl<'a> Driver<'a> {
                 self.explain(&error.to_string());
                 self.take(Input::Source(Seen::Status(MigrationStatus::Failed))).await;
             }
-            Answer::Paused(result) => {
-                let said =
-                    result.map(|()| "the guest stands still; it will run on the destination".to_owned());
-                for order in self.pause_orders.drain(..) {
-                    order.answer(said.clone().map_err(|error: CallError| error.to_string()));
-                }
+            Answer::Stopped(Err(error), None) if !error.may_have_happened() => {
+                self.explain(&error.to_string());
+                self.take(Input::Retreat).await;
             }
-            // What was not answered is asked again, or its connection has ended and `deaf` deals with it.
+            Answer::Stopped(result, Some(order)) => {
+                let said = "the guest stands still; it will run on the destination";
+                order.answer(result.map(|()| said.to_owned()).map_err(|error| error.to_string()));
+            }
+            Answer::Limits(result, Some(order)) => {
+                let said = "the limits are in force";
+                order.answer(result.map(|()| said.to_owned()).map_err(|error| error.to_string()));
+            }
+            Answer::Asked(Err(CallError::Refused { .. } | CallError::Unreadable { .. })) => {
+                self.watchdog.answered();
+            }
+            // What was not answered is asked again, or its connection has ended and `deaf` deals with it. A limit that
+            // was not taken leaves a lower one in force, which keeps the budget.
             Answer::Asked(Err(error))
             | Answer::AskedDestination(Err(error))
-            | Answer::State(_, Err(error))
+            | Answer::State(_, _, Err(error))
             | Answer::Started(Err(error))
+            | Answer::Cancelled(Err(error))
+            | Answer::Stopped(Err(error), None)
+            | Answer::Limits(Err(error), None)
             | Answer::Continued(_, Err(error)) => tracing::debug!(%error, "not answered"),
-            Answer::Started(Ok(())) | Answer::Continued(_, Ok(())) => {}
+            Answer::Started(Ok(()))
+            | Answer::Cancelled(Ok(()))
+            | Answer::Stopped(Ok(()), None)
+            | Answer::Limits(Ok(()), None)
+            | Answer::Continued(_, Ok(())) => {}
         }
+    }
+
+    /// Takes in a run state. An answer about a source that has stopped or started since it was asked is old.
+    async fn state(&mut self, leg: Leg, changes: u64, state: RunState) {
+        if leg == Leg::Source {
+            if changes != self.source_changes {
+                return self.ask_state(leg);
+            }
+            let is_ours = matches!(state, RunState::FinishMigrate | RunState::PostMigrate);
+            if !is_ours && matches!(self.phase, Phase::Streaming(_)) {
+                // A guest that stands still by itself or by somebody's will is in no blackout of ours.
+                self.watchdog.runs();
+            }
+        }
+        self.take(on(leg, Seen::State(state))).await;
     }
 
     async fn status(&mut self, leg: Leg, info: &MigrationInfo) {
@@ -417,108 +420,6 @@ impl<'a> Driver<'a> {
             self.explain(&format!("the {leg}'s QEMU says: {reason}"));
         }
         self.take(on(leg, Seen::Status(status))).await;
-    }
-
-    /// Takes in what the source says of its progress.
-    async fn sample(&mut self, info: &MigrationInfo) {
-        let Some(ram) = &info.ram else { return };
-        let now_ms = self.history.now_ms();
-        self.watchdog.sent(ram.transferred_bytes, ram.remaining_bytes, Instant::now());
-        let sample = Sample {
-            at_ms: now_ms,
-            transferred_bytes: ram.transferred_bytes,
-            remaining_bytes: ram.remaining_bytes,
-            total_bytes: ram.total_bytes,
-            passes: ram.dirty_sync_count,
-            dirty_bytes_per_second: ram.dirty_pages_per_second * ram.page_size_bytes.unwrap_or(4096),
-            stream_bytes_per_second: self.controller.stream_bytes_per_second(),
-            downtime_limit_ms: self.controller.limit_ms(),
-            throttle_percent: info.cpu_throttle_percentage.unwrap_or(0),
-        };
-        let is_pass = sample.passes > self.pass;
-        if is_pass {
-            self.pass = sample.passes;
-            let remaining_bytes = sample.remaining_bytes;
-            self.history.add(Entry::Pass(Pass { number: sample.passes, at_ms: now_ms, remaining_bytes }));
-        }
-        if is_pass || now_ms - self.sampled_at_ms >= SAMPLE_EVERY_MS {
-            self.sampled_at_ms = now_ms;
-            self.history.add(Entry::Sample(sample));
-        }
-        let active = info.status == Some(MigrationStatus::Active);
-        if active && matches!(self.phase, Phase::Streaming(_)) {
-            let verdict = self.controller.observe(&sample, now_ms - self.streaming_since_ms);
-            if let Some(verdict) = verdict {
-                self.decide(verdict).await;
-            }
-        }
-    }
-
-    async fn decide(&mut self, verdict: Verdict) {
-        let Verdict { choice, reason, forecast } = verdict;
-        self.record(choice, &reason, forecast);
-        match choice {
-            Choice::Limit { downtime_limit_ms } => self.set_limits(Some(downtime_limit_ms), false),
-            Choice::Infeasible { .. } | Choice::OutOfTime => {
-                self.explain(&reason);
-                self.take(Input::Retreat).await;
-            }
-            Choice::Pause | Choice::Budget => {}
-        }
-    }
-
-    fn record(&mut self, choice: Choice, reason: &str, forecast: Option<crate::record::Forecast>) {
-        let at_ms = self.history.now_ms();
-        self.history.add(Entry::Decision(Decision { at_ms, choice, reason: reason.to_owned(), forecast }));
-    }
-
-    /// Sends limits; a refusal is traced, since the limit in force is then a lower one and the budget is kept.
-    fn set_limits(&self, downtime_limit_ms: Option<u64>, bandwidth_too: bool) {
-        let client = self.source.client.clone();
-        let bandwidth = bandwidth_too.then_some(self.limits.max_bandwidth);
-        tokio::spawn(async move {
-            if let Err(error) = prepare::set_limits(&client, downtime_limit_ms, bandwidth).await {
-                tracing::warn!(%error, "limits were not taken");
-            }
-        });
-    }
-
-    async fn order(&mut self, order: Order) {
-        match order.request.clone() {
-            Request::Cancel(reason) if self.phase.can_retreat() => {
-                self.explain(&reason);
-                self.take(Input::Retreat).await;
-                order.answer(Ok("cancelled; the guest goes back to its source".to_owned()));
-            }
-            Request::Cancel(_) => order.answer(Err(match self.phase {
-                Phase::Retreating(..) => "the guest is on its way back already".to_owned(),
-                _ => "too late: the destination has been told to run the guest".to_owned(),
-            })),
-            Request::Pause if matches!(self.phase, Phase::Streaming(_)) => {
-                self.record(
-                    Choice::Pause,
-                    "asked for: the guest stands still until it runs on the destination",
-                    None,
-                );
-                self.take(Input::StoppedByConsent).await;
-                self.send(Leg::Source, &words::stop {}, |answer| Answer::Paused(answer.map(drop)));
-                self.pause_orders.push(order);
-            }
-            Request::Pause => order.answer(Err("the switchover has begun".to_owned())),
-            Request::Limits(limits) => {
-                if let Some(max_downtime) = limits.max_downtime_ms {
-                    self.limits.max_downtime = max_downtime;
-                }
-                if let Some(rate) = limits.max_bandwidth_bytes_per_second {
-                    self.limits.max_bandwidth = Some(rate);
-                }
-                self.controller.set_budget(self.limits.budget());
-                self.watchdog.set_longest_blackout(self.limits.longest_blackout());
-                self.record(Choice::Budget, "asked for: new limits", None);
-                self.set_limits(Some(self.controller.limit_ms()), true);
-                order.answer(Ok("the limits are in force".to_owned()));
-            }
-        }
     }
 
     /// Asks the phase machine, and performs what it says. The machine is asked again at once where an action is
@@ -543,7 +444,14 @@ impl<'a> Driver<'a> {
         #[cfg(feature = "hold-points")]
         super::hold::at(phase).await;
         let now = Instant::now();
-        let is_bounded = matches!(phase, Phase::Retreating(..) | Phase::Committed { .. });
+        if matches!(phase, Phase::Switchover { .. }) {
+            self.watchdog.stopped(now);
+        }
+        let is_one_sided = matches!(
+            phase,
+            Phase::Armed { source_gone: true, .. } | Phase::Switchover { source: SourceEnd::Gone, .. }
+        );
+        let is_bounded = matches!(phase, Phase::Retreating(..) | Phase::Committed { .. }) || is_one_sided;
         self.step_overdue_at = is_bounded.then(|| now + self.patience());
         if is_bounded {
             self.give_up_at.get_or_insert(now + GIVE_UP);
@@ -560,7 +468,7 @@ impl<'a> Driver<'a> {
 
     /// Whether the engine itself has stopped the guest, with consent.
     fn is_held(&self) -> bool {
-        matches!(self.phase, Phase::Streaming(guest) if guest.at_source == super::phase::AtSource::Held)
+        matches!(self.phase, Phase::Streaming(guest) if guest.at_source == AtSource::Held)
     }
 
     /// Puts an action on its way; gives an input where its answer is known at once.
@@ -570,7 +478,9 @@ impl<'a> Driver<'a> {
             Action::AskSource => self.ask_state(Leg::Source),
             Action::AskDestination => self.ask_state(Leg::Destination),
             Action::CancelSource => {
-                self.send(Leg::Source, &words::migrate_cancel {}, |answer| Answer::Started(answer.map(drop)));
+                self.send(Leg::Source, &words::migrate_cancel {}, |answer| {
+                    Answer::Cancelled(answer.map(drop))
+                });
             }
             Action::YankSource => self.yank(),
             Action::ContinueSource => {
@@ -603,8 +513,9 @@ impl<'a> Driver<'a> {
     }
 
     fn ask_state(&self, leg: Leg) {
+        let changes = self.source_changes;
         self.send(leg, &words::query_status {}, move |answer| {
-            Answer::State(leg, answer.and_then(|value| read(leg, value)))
+            Answer::State(leg, changes, answer.and_then(|value| read(leg, value)))
         });
     }
 

@@ -4,14 +4,15 @@
 //! After the outcome the guest is in exactly one of the places that [`Whereabouts`] names, and the exit code says
 //! which kind of end it was.
 
-use qapi_qmp as words;
+use std::path::{Path, PathBuf};
 
-use super::driver::{Conclusion, Contact, Driver, Side};
+use super::driver::{Conclusion, Driver};
 use super::history::History;
 use super::order::Orders;
 use super::outcome;
 use super::phase::{AtSource, Guest, Phase, Rest};
-use super::plan::{Mode, Plan, SourceAfter};
+use super::plan::{Plan, SourceAfter};
+use super::side::{Contact, Side};
 use super::step::destination::{Held, StartedBy};
 use super::step::finish::{self, Names};
 use super::step::prepare::{self, Originals};
@@ -20,10 +21,11 @@ use super::step::{destination, survey};
 use crate::check::{Blocker, chain};
 use crate::converge::Controller;
 use crate::host::PrivateDirectory;
-use crate::qemu::ANSWER_WITHIN;
+use crate::qemu::rewrite::Rename;
+use crate::qemu::twin;
 use crate::qmp::words::RunState;
 use crate::qmp::{Client, Leg};
-use crate::record::{Entry, MayRun, Observed, Outcome, PhaseName};
+use crate::record::{Entry, MayRun, Moved, Observed, Outcome, PhaseName};
 
 /// What a migration works with besides its plan.
 pub struct Services<'a> {
@@ -108,30 +110,19 @@ async fn with_destination(
 
     history.enter(PhaseName::Prepare);
     let controller = Controller::new(plan.limits.budget());
-    let prepared = tokio::select! {
-        prepared = prepare_both(plan, &source.client, &held, &controller) => prepared,
-        reason = orders.cancelled() => Err((None, cancelled(&reason))),
-    };
-    let (uri, originals) = match prepared {
+    // A cancel waits until both sides are set up, a matter of milliseconds: nothing is then left half set.
+    let (uri, originals) = match prepare_both(plan, &source.client, &held, &controller).await {
         Ok(prepared) => prepared,
         Err((originals, blocker)) => {
             held.clear().await;
             if let Some(originals) = originals {
                 restore(&source.client, &originals, history).await;
             }
-            return Err(vec![blocker]);
+            return Err(vec![held.blame(blocker)]);
         }
     };
-    let guest = match hold_if_wanted(plan, &source).await {
-        Ok(guest) => guest,
-        Err(blocker) => {
-            held.clear().await;
-            restore(&source.client, &originals, history).await;
-            return Err(vec![blocker]);
-        }
-    };
-    let Held { address, client, events, process, directories, renames, log, started_by, .. } = held;
-    let sides = (
+    let Held { address, client, events, process, directories, renames, moved, log, started_by, .. } = held;
+    let mut sides = (
         Side {
             leg: Leg::Source,
             address: source.address,
@@ -142,14 +133,16 @@ async fn with_destination(
         },
         Side { leg: Leg::Destination, address, client, events, process, contact: Contact::Heard },
     );
+    let guest = Guest { at_source: look(&mut sides.0).await, at_destination: plan.at_destination };
     let driver = Driver::new(sides, Phase::Streaming(guest), plan.limits, controller, history, orders);
-    let (conclusion, source, destination) = driver.run(&uri).await;
-    let ending = Ending { plan, source, destination, started_by, directories, renames, log, originals };
+    let (conclusion, source, destination) = driver.run(&uri, plan.mode).await;
+    let ending =
+        Ending { plan, source, destination, started_by, directories, renames, moved, log, originals };
     Ok(match conclusion.phase {
         Phase::Arrived(rest) => ending.arrived(&conclusion, rest, history, observed, directory).await,
         Phase::Back(rest) => ending.back(&conclusion, rest, history).await.into(),
         Phase::Lost => ending.lost(&conclusion).await.into(),
-        _ => ending.undecided(&conclusion).await,
+        _ => ending.undecided(&conclusion, history).await,
     })
 }
 
@@ -173,21 +166,20 @@ async fn prepare_both(
     Ok((uri, originals))
 }
 
-/// Stops the guest first where the user wants that; says what it does and is to do.
-async fn hold_if_wanted(plan: &Plan, source: &Source) -> Result<Guest, Blocker> {
-    let at_source = if source.inventory.state != RunState::Running {
-        AtSource::Standing
-    } else if plan.mode == Mode::NonLive {
-        source.client.call(&words::stop {}, ANSWER_WITHIN).await?;
-        AtSource::Held
-    } else {
-        AtSource::Running
-    };
-    Ok(Guest { at_source, at_destination: plan.at_destination })
+/// What the guest does now. It may have changed while the destination was starting; what was heard of that is old
+/// news from here on.
+async fn look(source: &mut Side) -> AtSource {
+    source.events = source.client.events();
+    match finish::state(&source.client).await {
+        Ok(RunState::Running) => AtSource::Running,
+        Ok(_) => AtSource::Standing,
+        // The driver asks again, and finds out what is wrong.
+        Err(_) => AtSource::Running,
+    }
 }
 
-async fn restore(source: &Client, originals: &Originals, history: &mut History) {
-    if let Err(error) = prepare::restore(source, originals).await {
+async fn restore(client: &Client, originals: &Originals, history: &mut History) {
+    if let Err(error) = prepare::restore(client, originals).await {
         history.warn(
             "not-restored",
             format!("the source's migration settings could not be set back: {error}"),
@@ -203,13 +195,14 @@ struct Ending<'a> {
     destination: Side,
     started_by: StartedBy,
     directories: Vec<PrivateDirectory>,
-    renames: Vec<crate::qemu::rewrite::Rename>,
-    log: Option<std::path::PathBuf>,
+    renames: Vec<Rename>,
+    moved: Vec<Moved>,
+    log: Option<PathBuf>,
     originals: Originals,
 }
 
 impl Ending<'_> {
-    /// The guest is on the destination.
+    /// The guest is on the destination. First it is made sure of, then the source goes, then its names are taken over.
     async fn arrived(
         mut self,
         conclusion: &Conclusion,
@@ -218,59 +211,65 @@ impl Ending<'_> {
         observed: &mut (dyn FnMut() -> Observed + Send),
         directory: &PrivateDirectory,
     ) -> Arrival {
-        let figures = finish::figures(&self.source.client).await;
         let mut remainder = Vec::new();
-        let names = match self.plan.source_after {
-            SourceAfter::Keep => finish::kept_names(&self.renames),
-            SourceAfter::Quit => match finish::quit(&self.source.client, &self.source.process).await {
-                Ok(()) => finish::take_names(&self.renames),
-                Err(error) => {
-                    remainder.push(error.to_string());
-                    finish::kept_names(&self.renames)
+        let figures = finish::figures(&self.source.client).await;
+        let verified = self.verify(rest).await;
+        restore(&self.destination.client, &self.originals, history).await;
+        let mut names = match (self.plan.source_after, &verified) {
+            (SourceAfter::Keep, _) | (_, Verified::Lost(_)) => finish::kept_names(&self.renames),
+            (SourceAfter::Quit, Verified::Unknown(why)) => {
+                remainder.push(format!("{why}, so that the source was not ended"));
+                finish::kept_names(&self.renames)
+            }
+            (SourceAfter::Quit, Verified::Well) => {
+                match finish::quit(&self.source.client, &self.source.process).await {
+                    Ok(()) => finish::take_names(&self.renames),
+                    Err(error) => {
+                        remainder.push(error.to_string());
+                        finish::kept_names(&self.renames)
+                    }
                 }
-            },
+            }
         };
+        names.moved.append(&mut self.moved);
         let Names { moved, failures } = names;
         for (rename, error) in failures {
-            remainder.push(format!(
-                "{} could not be given its name {}: {error}",
-                rename.what,
-                rename.public.display()
-            ));
+            let (what, public) = (rename.what, rename.public.display());
+            remainder.push(format!("{what} could not be given its name {public}: {error}"));
         }
-        let running = self.verify(rest).await;
         let blackout = outcome::blackout(conclusion, rest, figures.as_ref(), observed());
-        let keeps_directory =
-            self.destination.address.path().is_some_and(|path| path.starts_with(directory.path()))
-                || moved.iter().any(|moved| std::path::Path::new(&moved.to).starts_with(directory.path()))
-                || history.record().warnings.iter().any(|warning| warning.code == "console");
-        if let (false, Some(log)) = (keeps_directory, self.log.take()) {
-            tracing::debug!(words = crate::qemu::twin::last_words(&log), "the destination said");
-        }
+        let keeps_directory = self.uses(directory.path(), &moved, history);
         if moved.is_empty() {
-            crate::qemu::twin::remove(&self.directories);
+            twin::remove(&self.directories);
         }
-        let outcome = match running {
-            Ok(()) => outcome::moved(rest, &self.destination, blackout, figures.as_ref(), moved, &remainder),
-            Err(why) => outcome::lost(&why),
+        let outcome = match verified {
+            Verified::Lost(why) => outcome::lost(conclusion, &why),
+            _ => outcome::moved(rest, &self.destination, blackout, figures.as_ref(), moved, &remainder),
         };
         Arrival { outcome, keeps_directory }
     }
 
+    /// Whether the destination still has something in the migration's directory.
+    fn uses(&self, directory: &Path, moved: &[Moved], history: &History) -> bool {
+        self.destination.address.path().is_some_and(|path| path.starts_with(directory))
+            || moved.iter().any(|moved| Path::new(&moved.to).starts_with(directory))
+            || history.record().warnings.iter().any(|warning| warning.code == "console")
+    }
+
     /// Whether the guest does what it should where it has arrived.
-    async fn verify(&mut self, rest: Rest) -> Result<(), String> {
+    async fn verify(&self, rest: Rest) -> Verified {
         if self.destination.process.has_ended() {
-            return Err(
-                "the guest ran on the destination, and then the destination's process ended".to_owned()
+            return Verified::Lost(
+                "it ran on the destination, and then the destination's process ended".to_owned(),
             );
         }
         match (finish::state(&self.destination.client).await, rest) {
             (Ok(RunState::InternalError | RunState::GuestPanicked), Rest::Running) => {
-                Err("the guest arrived and then crashed on the destination".to_owned())
+                Verified::Lost("it arrived and then crashed on the destination".to_owned())
             }
-            // A guest that somebody pauses right after its arrival has arrived; a monitor that does not answer now
-            // answered `cont`.
-            _ => Ok(()),
+            // A guest that somebody pauses right after its arrival has arrived.
+            (Ok(_), _) => Verified::Well,
+            (Err(error), _) => Verified::Unknown(error.to_string()),
         }
     }
 
@@ -278,40 +277,50 @@ impl Ending<'_> {
     async fn back(self, conclusion: &Conclusion, rest: Rest, history: &mut History) -> Outcome {
         self.clear_destination().await;
         restore(&self.source.client, &self.originals, history).await;
-        outcome::back(conclusion, rest, self.last_words().as_deref())
+        let state = finish::state(&self.source.client).await.ok();
+        outcome::back(conclusion, rest, state.as_ref(), self.last_words().as_deref())
     }
 
     /// Neither side has the guest.
     async fn lost(self, conclusion: &Conclusion) -> Outcome {
         self.clear_destination().await;
-        outcome::lost(conclusion.reason.as_deref().unwrap_or("both sides have ended"))
+        outcome::lost(conclusion, conclusion.reason.as_deref().unwrap_or("both sides have ended"))
     }
 
     /// Where the guest is cannot be told. What may run it is left alone; what certainly may not is ended.
-    async fn undecided(self, conclusion: &Conclusion) -> Arrival {
-        let may_run = conclusion.phase.may_run();
-        if may_run != MayRun::Destination {
+    async fn undecided(self, conclusion: &Conclusion, history: &mut History) -> Arrival {
+        let keeps_directory = conclusion.phase.may_run() == MayRun::Destination;
+        if !keeps_directory {
             self.clear_destination().await;
         }
-        let keeps_directory = may_run == MayRun::Destination;
+        if self.source.contact == Contact::Heard {
+            restore(&self.source.client, &self.originals, history).await;
+        }
         Arrival { outcome: outcome::undecided(conclusion, &self.source, &self.destination), keeps_directory }
     }
 
-    /// Ends the destination for certain. One that the user started has failed its incoming stream and ends by itself,
-    /// or was ended by the driver where it had to be.
+    /// Ends the destination for certain, unless it is the user's: that one has failed its incoming stream, or was ended
+    /// by the driver where it had to be.
     async fn clear_destination(&self) {
         if self.started_by == StartedBy::Engine {
-            if let Err(error) = self.destination.process.kill() {
-                tracing::warn!(%error, "the destination cannot be ended");
-            }
-            self.destination.process.ended_within(ANSWER_WITHIN).await;
+            destination::end(&self.destination.process).await;
         }
-        crate::qemu::twin::remove(&self.directories);
+        twin::remove(&self.directories);
     }
 
     /// What a destination that failed had to say.
     fn last_words(&self) -> Option<String> {
-        let words = crate::qemu::twin::last_words(self.log.as_deref()?);
+        let words = twin::last_words(self.log.as_deref()?);
         (words != "nothing").then_some(words)
     }
+}
+
+/// What became of a guest that has arrived.
+enum Verified {
+    /// It does what it should.
+    Well,
+    /// It cannot be told.
+    Unknown(String),
+    /// It is gone.
+    Lost(String),
 }

@@ -17,6 +17,8 @@ mod outcome;
 pub mod phase;
 /// What is to be moved, where to, and within which limits.
 pub mod plan;
+/// One side of a migration.
+pub mod side;
 /// What happens once, in order.
 pub mod step;
 /// When a blackout or a silent stream has lasted too long.

@@ -1,10 +1,11 @@
 //! The sentence at the end: what became of the guest, and what to type next.
 
-use super::driver::{Conclusion, Contact, Side};
+use super::driver::Conclusion;
 use super::history::History;
 use super::phase::Rest;
+use super::side::{Contact, Side};
 use crate::check::Blocker;
-use crate::qmp::words::MigrationInfo;
+use crate::qmp::words::{MigrationInfo, RunState};
 use crate::record::{Blackout, End, MayRun, Moved, Observed, Outcome, Totals, Whereabouts};
 use crate::units::show_duration;
 
@@ -79,14 +80,27 @@ pub(super) fn blackout(
     observed: Observed,
 ) -> Blackout {
     let times = conclusion.stopped_at_us.zip(conclusion.resumed_at_us).filter(|_| rest == Rest::Running);
+    let stop_to_resume_ms = times.map(|(stopped, resumed)| difference_ms(stopped, resumed));
     Blackout {
-        stop_to_resume_ms: times.map(|(stopped, resumed)| difference_ms(stopped, resumed)),
+        stop_to_resume_ms,
         clock: "both QEMUs' event timestamps, by the one clock of this host".to_owned(),
-        // The stamps are in microseconds; what they miss is the way from the processors to the stamp.
-        error_ms: 0.5,
+        error_ms: stamps_error_ms(conclusion, stop_to_resume_ms),
         qemu_downtime_ms: figures.and_then(|figures| figures.downtime_ms),
         observed,
     }
+}
+
+/// The stamps are in microseconds; what they miss is the way from the processors to the stamp. They are by a clock that
+/// can be set: where it disagrees with the one by which the events were heard here, by more than events are late, that
+/// is the error.
+fn stamps_error_ms(conclusion: &Conclusion, stamped_ms: Option<f64>) -> f64 {
+    const TO_THE_STAMP_MS: f64 = 0.5;
+    const LATE_MS: f64 = 20.0;
+    let (Some(stopped), Some(resumed)) = conclusion.heard else { return TO_THE_STAMP_MS };
+    let heard_ms = resumed.saturating_duration_since(stopped).as_secs_f64() * 1e3;
+    // A `STOP` that was heard late makes the time between too short: only a longer one accuses the clock.
+    let beyond = stamped_ms.map_or(0.0, |stamped_ms| heard_ms - stamped_ms);
+    if beyond > LATE_MS { beyond } else { TO_THE_STAMP_MS }
 }
 
 fn difference_ms(from_us: u64, to_us: u64) -> f64 {
@@ -96,8 +110,20 @@ fn difference_ms(from_us: u64, to_us: u64) -> f64 {
 }
 
 /// The guest is on its source.
-pub(super) fn back(conclusion: &Conclusion, rest: Rest, last_words: Option<&str>) -> Outcome {
-    let reason = conclusion.reason.as_deref().unwrap_or("the migration failed and QEMU does not say why");
+pub(super) fn back(
+    conclusion: &Conclusion,
+    rest: Rest,
+    state: Option<&RunState>,
+    last_words: Option<&str>,
+) -> Outcome {
+    let reason = conclusion
+        .reason
+        .as_deref()
+        .unwrap_or("another client cancelled the migration, or it failed and QEMU does not say why");
+    // QEMU from 6.0 on moves no guest from this state, and only `cont` leaves it.
+    let hint = (state == Some(&RunState::PostMigrate)).then(|| {
+        "its run state is 'postmigrate' now; before it can be moved again it must run: `cont`, then `stop`".to_owned()
+    });
     let said = last_words.map(|words| format!(" (the destination said: {words})")).unwrap_or_default();
     let (guest, where_it_is) = match rest {
         Rest::Running => (Whereabouts::RunningOnSource, "the guest runs on its source, as before"),
@@ -105,44 +131,41 @@ pub(super) fn back(conclusion: &Conclusion, rest: Rest, last_words: Option<&str>
             (Whereabouts::PausedOnSource, "the guest is on its source and stands still, as before")
         }
     };
-    outcome(End::NotMigrated, guest, format!("not moved: {reason}{said}; {where_it_is}"), None)
+    outcome(End::NotMigrated, guest, format!("not moved: {reason}{said}; {where_it_is}"), hint)
 }
 
 /// The guest is gone.
-pub(super) fn lost(why: &str) -> Outcome {
-    outcome(
-        End::Lost,
-        Whereabouts::Lost,
-        format!("the guest is lost: {why}"),
-        Some("start it anew from its disks".to_owned()),
-    )
+pub(super) fn lost(conclusion: &Conclusion, why: &str) -> Outcome {
+    let message = match &conclusion.shutdown {
+        Some(reason) => format!("the guest's machine was shut down while it was moved ({reason}): {why}"),
+        None => format!("the guest is lost: {why}"),
+    };
+    outcome(End::Lost, Whereabouts::Lost, message, Some("start it anew from its disks".to_owned()))
 }
 
 /// It cannot be told.
 pub(super) fn undecided(conclusion: &Conclusion, source: &Side, destination: &Side) -> Outcome {
     let reason = conclusion.reason.as_deref().unwrap_or("no answer came");
-    let (message, hint) = match conclusion.phase.may_run() {
-        MayRun::Destination => (
-            format!(
-                "undecided: the destination was told to run the guest, and then {reason}. {}. {}",
-                state_of(destination),
-                state_of(source)
-            ),
-            format!(
-                "ask the destination: query-status at {}. If it runs, all is well: quit the source. Only if its process \
-                 has ended for certain, `cont` at {} runs the guest on its source again (what it did since is lost)",
-                destination.address, source.address
-            ),
+    let told = match conclusion.phase.may_run() {
+        MayRun::Destination if source.process.has_ended() => "the destination may have all of the guest",
+        MayRun::Destination => "the destination was told to run the guest",
+        _ => "the guest is the source's",
+    };
+    let message = format!("undecided: {told}, and {reason}. {}. {}", state_of(destination), state_of(source));
+    let hint = match conclusion.phase.may_run() {
+        MayRun::Destination if source.process.has_ended() => format!(
+            "ask the destination: query-status at {}. If it says paused, `cont` there runs the guest",
+            destination.address
         ),
-        _ => (
-            format!(
-                "undecided: {reason}. The destination has been ended and does not run the guest. {}",
-                state_of(source)
-            ),
-            format!(
-                "ask the source: query-status at {}. If it says postmigrate or paused, `cont` there runs the guest",
-                source.address
-            ),
+        MayRun::Destination => format!(
+            "ask the destination: query-status at {}. If it runs, all is well: quit the source. Only if its process \
+             has ended for certain, `cont` at {} runs the guest on its source again (what it did since is lost)",
+            destination.address, source.address
+        ),
+        _ => format!(
+            "ask the source: query-status at {}. If it says postmigrate or paused, and the destination's process has \
+             ended, `cont` there runs the guest",
+            source.address
         ),
     };
     outcome(End::Undecided, Whereabouts::Unknown, message, Some(hint))

@@ -12,13 +12,14 @@
 //!    │                                       │                │ D has ended        (nothing goes back from here)
 //!    └── S completed after all ─► Clearing   │                ▼
 //!                                            └──────────►  Reviving ── S runs (or stands, as it did) ──► Back
-//!   S gone before D completed: Lost.   S gone after D completed: on to Armed, D has all of the guest.
+//!   S gone: on, D may have all of the guest; Lost when D fails or ends too, Undecided when it stays silent.
+//!   D runs the guest without our `cont` (another client's): Arrived.   S does, after completed: Clearing.
 //! ```
 //!
 //! S is the source, D the destination, which `-S` holds until `cont`. Three rules carry the promise that never two
 //! run, and a property test holds the function to them: `cont` goes to the destination only when both have completed
 //! (or the source is gone); `cont` goes to a source that has completed only when the destination has ended for
-//! certain; after `cont` has been sent to the destination none goes to the source, unless QEMU refused it.
+//! certain; after `cont` has been sent to the destination none goes to the source, unless it certainly did not arrive.
 //!
 //! Facts behind it (`qemu.md` sections 2.3 to 2.5 and 8, `feasibility.md` section 3, run on 5.2 to 11.1): without
 //! `return-path` a source says completed though the destination has died, so that capability is always on; in the
@@ -268,17 +269,27 @@ fn is_switching(status: &MigrationStatus) -> bool {
     matches!(status, MigrationStatus::PreSwitchover | MigrationStatus::Device)
 }
 
+/// Whether a guest in this state stands still by itself or by somebody's will, and would do so elsewhere too.
+fn is_standing(state: &RunState) -> bool {
+    !matches!(
+        state,
+        RunState::Running | RunState::FinishMigrate | RunState::PostMigrate | RunState::InMigrate
+    )
+}
+
 fn streaming(guest: Guest, input: &Input) -> (Phase, Option<Action>) {
     let stay = Phase::Streaming(guest);
     let switching = |source, destination_completed| both(guest, source, destination_completed);
+    let is_held = guest.at_source == AtSource::Held;
     match input {
         // Our own `stop`, by consent, is no news.
-        Input::Source(Seen::Stopped | Seen::State(RunState::Paused)) if guest.at_source == AtSource::Held => {
-            (stay, None)
+        Input::Source(Seen::Stopped) if is_held => (stay, None),
+        Input::Source(Seen::State(RunState::Paused)) if is_held => (stay, None),
+        // Somebody's `stop`, or the switchover: the run state tells. Only a guest that ran can stop.
+        Input::Source(Seen::Stopped) => {
+            (Phase::Streaming(guest.now(AtSource::Running)), Some(Action::AskSource))
         }
-        // Somebody's `stop`, or the switchover: the run state tells.
-        Input::Source(Seen::Stopped) => (stay, Some(Action::AskSource)),
-        Input::Source(Seen::State(RunState::Paused)) => {
+        Input::Source(Seen::State(state)) if is_standing(state) => {
             (Phase::Streaming(guest.now(AtSource::Standing)), None)
         }
         Input::Source(Seen::State(RunState::Running) | Seen::Resumed) => {
@@ -295,6 +306,8 @@ fn streaming(guest: Guest, input: &Input) -> (Phase, Option<Action>) {
             (Phase::Retreating(guest, Retreat::Settling), Some(Action::AskSource))
         }
         Input::Source(Seen::Gone) => switching(SourceEnd::Gone, false),
+        // Somebody else has told the destination to run it. It has all of the guest, or it could not.
+        Input::Destination(Seen::Resumed) => (Phase::Arrived(Rest::Running), None),
         Input::Destination(Seen::Gone | Seen::Status(MigrationStatus::Failed)) | Input::Retreat => {
             (Phase::Retreating(guest, Retreat::Stopping), Some(Action::CancelSource))
         }
@@ -325,6 +338,12 @@ fn switchover(
     let retreat = |retreat, action| (Phase::Retreating(guest, retreat), Some(action));
     match (input, source) {
         (Input::Destination(Seen::Status(MigrationStatus::Completed)), _) => both(guest, source, true),
+        // Somebody else has told the destination to run it.
+        (Input::Destination(Seen::Resumed), _) => (Phase::Arrived(Rest::Running), None),
+        // Somebody else has told the source to run it, after it had completed: then it must stay there.
+        (Input::Source(Seen::Resumed | Seen::State(RunState::Running)), SourceEnd::Completed) => {
+            retreat(Retreat::Clearing, Action::KillDestination)
+        }
         (Input::Source(Seen::Gone), _) => both(guest, SourceEnd::Gone, destination_completed),
         (Input::Source(Seen::Status(MigrationStatus::Completed)), SourceEnd::Sending) => {
             both(guest, SourceEnd::Completed, destination_completed)
@@ -343,8 +362,9 @@ fn switchover(
         (Input::Retreat | Input::BlackoutOver, SourceEnd::Completed) => {
             retreat(Retreat::Clearing, Action::KillDestination)
         }
-        // A source that has ended sends nothing more: a destination that has not completed by then never will.
-        (Input::GiveUp, SourceEnd::Gone) => (Phase::Lost, None),
+        // What a source that has ended sent last may still be on its way into a destination that is slow or stopped:
+        // that one is the guest's only chance, and is left as it is.
+        (Input::GiveUp, SourceEnd::Gone) => (Phase::Undecided(MayRun::Destination), None),
         (Input::GiveUp, SourceEnd::Sending) => (Phase::Undecided(MayRun::Source), None),
         _ => (Phase::Switchover { guest, source, destination_completed }, None),
     }
@@ -357,15 +377,21 @@ fn armed(guest: Guest, source_gone: bool, input: &Input) -> (Phase, Option<Actio
         Input::DestinationAlive => {
             (Phase::Committed { guest, source_gone }, Some(Action::ContinueDestination))
         }
-        // There is nothing to go back to: the destination is the guest's only chance.
-        Input::DestinationSilent if source_gone => (stay, Some(Action::ProveDestination)),
-        Input::GiveUp if source_gone => (Phase::Undecided(MayRun::Neither), None),
+        // Somebody else was quicker.
+        Input::Destination(Seen::Resumed) => (Phase::Arrived(Rest::Running), None),
         Input::Destination(Seen::Gone) if source_gone => (Phase::Lost, None),
+        Input::Destination(Seen::Gone) => back(Retreat::Reviving, Action::AskSource),
         Input::DestinationSilent | Input::Retreat | Input::BlackoutOver if !source_gone => {
             back(Retreat::Clearing, Action::KillDestination)
         }
-        Input::Destination(Seen::Gone) => back(Retreat::Reviving, Action::AskSource),
+        // Somebody else has told the source to run it, after it had completed: then it must stay there.
+        Input::Source(Seen::Resumed | Seen::State(RunState::Running)) if !source_gone => {
+            back(Retreat::Clearing, Action::KillDestination)
+        }
         Input::Source(Seen::Gone) => (Phase::Armed { guest, source_gone: true }, None),
+        // There is nothing to go back to: the destination is the guest's only chance.
+        Input::Overdue if source_gone => (stay, Some(Action::ProveDestination)),
+        Input::GiveUp if source_gone => (Phase::Undecided(MayRun::Destination), None),
         _ => (stay, None),
     }
 }
@@ -376,6 +402,8 @@ fn committed(guest: Guest, source_gone: bool, input: &Input) -> (Phase, Option<A
         Input::Destination(Seen::Resumed | Seen::State(RunState::Running)) => {
             (Phase::Arrived(Rest::Running), None)
         }
+        // The `cont` was lost with its connection. It is past the point of no return: another one does no harm.
+        Input::Destination(Seen::State(RunState::Paused)) => (stay, Some(Action::ContinueDestination)),
         // QEMU said no (an image lock, say): the guest has not run there.
         Input::Destination(Seen::ContinueRefused) if !source_gone => {
             (Phase::Retreating(guest, Retreat::Clearing), Some(Action::KillDestination))
@@ -393,8 +421,9 @@ fn retreating(guest: Guest, retreat: Retreat, input: &Input) -> (Phase, Option<A
     let stay = Phase::Retreating(guest, retreat);
     let on = |retreat, action| (Phase::Retreating(guest, retreat), Some(action));
     match (retreat, input) {
-        // The source has ended on the way back. While it was sending, nobody has the whole guest; afterwards the
-        // destination has been ended on purpose.
+        // The source has ended before it said how the migration ended: the destination may have all of the guest.
+        (Retreat::Stopping, Input::Source(Seen::Gone)) => both(guest, SourceEnd::Gone, false),
+        // It has failed, and then it has ended; or the destination has been ended on purpose.
         (_, Input::Source(Seen::Gone)) => (Phase::Lost, None),
         (_, Input::GiveUp) => (Phase::Undecided(stay.may_run()), None),
 
@@ -407,6 +436,11 @@ fn retreating(guest: Guest, retreat: Retreat, input: &Input) -> (Phase, Option<A
         }
         // With multifd on a dead link `migrate_cancel` hangs until the link is back; `yank` does not.
         (Retreat::Stopping, Input::Overdue | Input::BlackoutOver) => (stay, Some(Action::YankSource)),
+
+        // Somebody else has told the destination to run it, while the source is about to.
+        (Retreat::Stopping | Retreat::Settling, Input::Destination(Seen::Resumed)) => {
+            on(Retreat::Clearing, Action::KillDestination)
+        }
 
         (Retreat::Clearing, Input::Destination(Seen::Gone)) => on(Retreat::Reviving, Action::AskSource),
         (Retreat::Clearing, Input::Overdue) => (stay, Some(Action::KillDestination)),
@@ -424,11 +458,11 @@ fn settle(guest: Guest, retreat: Retreat, seen: &Seen) -> (Phase, Option<Action>
     let carry_on = (stay, Some(Action::ContinueSource));
     match (seen, guest.at_source) {
         (Seen::Resumed | Seen::State(RunState::Running), _) => (Phase::Back(Rest::Running), None),
-        (Seen::State(RunState::Paused | RunState::PostMigrate), AtSource::Standing)
-        // Somebody paused it while it was on its way back.
-        | (Seen::State(RunState::Paused), AtSource::Running) => (Phase::Back(Rest::Standing), None),
-        (Seen::State(RunState::Paused), AtSource::Held)
-        | (Seen::State(RunState::PostMigrate), AtSource::Running | AtSource::Held) => carry_on,
+        (Seen::State(RunState::PostMigrate), AtSource::Standing) => (Phase::Back(Rest::Standing), None),
+        (Seen::State(RunState::PostMigrate), AtSource::Running | AtSource::Held)
+        | (Seen::State(RunState::Paused), AtSource::Held) => carry_on,
+        // As before, or somebody paused it while it was on its way back, or it stopped by itself.
+        (Seen::State(state), _) if is_standing(state) => (Phase::Back(Rest::Standing), None),
         _ => (stay, None),
     }
 }

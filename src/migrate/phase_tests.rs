@@ -226,6 +226,7 @@ struct World {
     source_gone: bool,
     destination_completed: bool,
     destination_gone: bool,
+    destination_resumed: bool,
     refused: bool,
     committed: bool,
 }
@@ -237,6 +238,7 @@ impl World {
             Input::Source(Seen::Gone) => self.source_gone = true,
             Input::Destination(Seen::Status(MigrationStatus::Completed)) => self.destination_completed = true,
             Input::Destination(Seen::Gone) => self.destination_gone = true,
+            Input::Destination(Seen::Resumed) => self.destination_resumed = true,
             Input::Destination(Seen::ContinueRefused) => self.refused = true,
             _ => {}
         }
@@ -262,7 +264,8 @@ impl World {
             _ => {}
         }
         if phase.may_run() == MayRun::Destination {
-            assert!(self.destination_completed && (self.source_completed || self.source_gone));
+            let both = self.destination_completed && (self.source_completed || self.source_gone);
+            assert!(both || self.destination_resumed || self.source_gone);
         }
     }
 }
@@ -284,4 +287,48 @@ proptest! {
             prop_assert!(!before.is_final() || (before == phase && action.is_none()), "{before:?} is final");
         }
     }
+}
+
+#[test]
+fn a_source_that_another_client_runs_after_completed_keeps_the_guest() {
+    let completed = source(MigrationStatus::Completed);
+    for resumed in [Seen::Resumed, Seen::State(RunState::Running)] {
+        let (phase, actions) = follow(START, &[completed.clone(), Input::Source(resumed)]);
+        assert_eq!(phase, Phase::Retreating(RUNNING, Retreat::Clearing));
+        assert_eq!(actions, [Action::KillDestination]);
+    }
+}
+
+#[test]
+fn a_destination_that_another_client_runs_has_the_guest() {
+    let start = Phase::Armed { guest: RUNNING, source_gone: false };
+    assert_eq!(follow(start, &[Input::Destination(Seen::Resumed)]).0, Phase::Arrived(Rest::Running));
+}
+
+#[test]
+fn a_destination_that_is_silent_is_left_alone_once_the_source_is_gone() {
+    let start = Phase::Armed { guest: RUNNING, source_gone: true };
+    let (phase, actions) = follow(start, &[Input::DestinationSilent, Input::Overdue, Input::GiveUp]);
+    assert_eq!((phase, actions), (Phase::Undecided(MayRun::Destination), vec![Action::ProveDestination]));
+    let (phase, actions) = follow(START, &[Input::Retreat, Input::Source(Seen::Gone), Input::GiveUp]);
+    assert_eq!((phase, actions), (Phase::Undecided(MayRun::Destination), vec![Action::CancelSource]));
+}
+
+#[test]
+fn a_guest_in_any_state_but_running_goes_back_to_it_at_once() {
+    for state in
+        [RunState::PreLaunch, RunState::IoError, RunState::GuestPanicked, RunState::Other("new".into())]
+    {
+        let seen = Input::Source(Seen::State(state));
+        let inputs = [seen.clone(), Input::Retreat, source(MigrationStatus::Cancelled), seen];
+        assert_eq!(follow(START, &inputs).0, Phase::Back(Rest::Standing));
+    }
+}
+
+#[test]
+fn a_cont_that_was_lost_is_sent_again() {
+    let start = Phase::Committed { guest: RUNNING, source_gone: false };
+    let (phase, actions) =
+        follow(start, &[Input::Overdue, Input::Destination(Seen::State(RunState::Paused))]);
+    assert_eq!((phase, actions), (start, vec![Action::AskDestination, Action::ContinueDestination]));
 }

@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use super::argv::{CommandLine, CommandOption, KeyValues};
-use crate::record::{MigrationId, Warning};
+use crate::record::{MigrationId, Moved, Warning};
 
 /// The longest path of a unix socket: `sun_path` less its NUL (QEMU: "Path must be less than 108 bytes", N13).
 const LONGEST_SOCKET_PATH: usize = 107;
@@ -74,6 +74,8 @@ pub struct Rewritten {
     pub directories: Vec<PathBuf>,
     /// What takes over the source's names at the end.
     pub renames: Vec<Rename>,
+    /// What has another name for good.
+    pub moved: Vec<Moved>,
     /// What could not be carried over, but stops nothing.
     pub warnings: Vec<Warning>,
 }
@@ -104,6 +106,7 @@ pub fn rewrite(source: &CommandLine, setting: &Setting<'_>) -> Result<Rewritten,
             qmp: PathBuf::new(),
             directories: Vec::new(),
             renames: Vec::new(),
+            moved: Vec::new(),
             warnings: Vec::new(),
         },
         devices: 0,
@@ -268,9 +271,13 @@ impl Work<'_> {
             });
             return beside.join(name);
         }
-        let own = self.setting.runtime_directory.join(&name);
-        let message = format!("{} becomes {}: the path would be too long", public.display(), own.display());
+        // Two of them may have the same name in different directories.
+        let number = self.rewritten.moved.len();
+        let own = self.setting.runtime_directory.join(format!("{number}-{}", name.display()));
+        let (from, to) = (public.display().to_string(), own.display().to_string());
+        let message = format!("{from} becomes {to}: beside it the path would be too long for a socket");
         self.warn("socket-moved", &message, None);
+        self.rewritten.moved.push(Moved { what: what.to_owned(), from, to });
         own
     }
 

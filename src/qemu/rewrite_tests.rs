@@ -121,7 +121,8 @@ fn what_would_hurt_the_running_guest_is_refused() {
 fn a_socket_path_that_would_grow_too_long_moves_to_the_runtime_directory() {
     let long = format!("/{}/q", "d".repeat(95));
     let made = rewritten(&format!("-qmp unix:{long},server=on")).unwrap();
-    assert_eq!(made.qmp, Path::new("/run/qmigrate/k3f9x2ab/q"));
+    assert_eq!(made.qmp, Path::new("/run/qmigrate/k3f9x2ab/0-q"));
+    assert_eq!(made.moved[0].from, long);
     assert_eq!(made.warnings[0].code, "socket-moved");
 }
 

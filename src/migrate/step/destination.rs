@@ -13,7 +13,7 @@ use crate::qemu::rewrite::{Rename, Rewritten, Setting, rewrite};
 use crate::qemu::{ANSWER_WITHIN, Inventory, QemuName, locate, twin};
 use crate::qmp::words::{MigrationStatus, RunState};
 use crate::qmp::{Address, Client, Deadlines, Events, Leg};
-use crate::record::Warning;
+use crate::record::{Moved, Warning};
 
 /// Where the destination's own output goes, in the migration's directory.
 const LOG: &str = "destination.log";
@@ -37,6 +37,8 @@ pub struct Held {
     pub directories: Vec<PrivateDirectory>,
     /// What takes over the source's names at the end.
     pub renames: Vec<Rename>,
+    /// What has another name for good.
+    pub moved: Vec<Moved>,
     /// Where it writes what it has to say, if the engine started it.
     pub log: Option<PathBuf>,
     /// Who started it.
@@ -104,14 +106,14 @@ pub async fn get(
                 process,
                 directories,
                 renames: rewritten.renames,
+                moved: rewritten.moved,
                 log: Some(log),
                 started_by: StartedBy::Engine,
             };
             Ok((held, rewritten.warnings))
         }
         Err(blocker) => {
-            // A kill fails only for a process that has ended.
-            let _ = process.kill();
+            end(&process).await;
             twin::remove(&directories);
             Err(blocker)
         }
@@ -157,6 +159,7 @@ async fn started(name: &QemuName) -> Result<Held, Blocker> {
         process,
         directories: Vec::new(),
         renames: Vec::new(),
+        moved: Vec::new(),
         log: None,
         started_by: StartedBy::User,
     })
@@ -167,15 +170,30 @@ pub fn stream_socket(plan: &Plan) -> PathBuf {
     plan.directory.join(STREAM)
 }
 
+/// Ends a destination for certain.
+pub async fn end(process: &ProcessHandle) {
+    if let Err(error) = process.kill() {
+        tracing::warn!(%error, "the destination cannot be ended");
+    }
+    process.ended_within(ANSWER_WITHIN).await;
+}
+
 impl Held {
     /// Ends it for certain, if the engine started it, and removes what was made for it.
     pub async fn clear(&self) {
         if self.started_by == StartedBy::Engine {
-            if let Err(error) = self.process.kill() {
-                tracing::warn!(%error, "the destination cannot be ended");
-            }
-            self.process.ended_within(ANSWER_WITHIN).await;
+            end(&self.process).await;
         }
         twin::remove(&self.directories);
+    }
+
+    /// Adds to a blocker what it means for a destination of the user's, which has been told to wait.
+    pub fn blame(&self, mut blocker: Blocker) -> Blocker {
+        if self.started_by == StartedBy::User {
+            let hint =
+                "the destination that you started has been changed: start it anew before the next attempt";
+            blocker.hint = Some(blocker.hint.map_or_else(|| hint.to_owned(), |old| format!("{old}\n{hint}")));
+        }
+        blocker
     }
 }

@@ -7,7 +7,6 @@
 //! source has been changed.
 
 use std::path::Path;
-use std::time::Duration;
 
 use qapi_qmp as words;
 use serde_json::{Map, Value, json};
@@ -15,7 +14,7 @@ use serde_json::{Map, Value, json};
 use crate::qemu::ANSWER_WITHIN;
 use crate::qmp::words::{MigrationInfo, SocketAddress};
 use crate::qmp::{CallError, Client};
-use crate::units::Rate;
+use crate::units::{DowntimeMs, Rate};
 
 const CAPABILITIES: [&str; 3] = ["events", "return-path", "late-block-activate"];
 /// The parameters that this engine touches, and therefore restores.
@@ -85,7 +84,8 @@ pub async fn source(
     let originals = originals(client).await.map_err(|error| (None, error))?;
     let set = async {
         set_capabilities(client, &wanted(&originals.capabilities)).await?;
-        set_limits(client, Some(downtime_limit_ms), Some(max_bandwidth)).await
+        client.call(&limits_command(downtime_limit_ms, max_bandwidth)?, ANSWER_WITHIN).await?;
+        Ok(())
     };
     match set.await {
         Ok(()) => Ok(originals),
@@ -102,18 +102,27 @@ async fn originals(client: &Client) -> Result<Originals, PrepareError> {
     Ok(Originals { capabilities, parameters: parameters.collect() })
 }
 
-/// Sets limits while a migration is prepared or runs; no bandwidth means no bound.
+/// The command that sets both limits; no bandwidth means no bound.
+pub fn limits_command(
+    downtime_limit_ms: u64,
+    max_bandwidth: Option<Rate>,
+) -> Result<words::migrate_set_parameters, PrepareError> {
+    let max_bandwidth = max_bandwidth.map_or(0, Rate::bytes_per_second);
+    parameters_command(json!({ "downtime-limit": downtime_limit_ms, "max-bandwidth": max_bandwidth }))
+}
+
+/// Sets what is given of the limits of a migration that is not this engine's.
 pub async fn set_limits(
     client: &Client,
-    downtime_limit_ms: Option<u64>,
-    max_bandwidth: Option<Option<Rate>>,
+    max_downtime: Option<DowntimeMs>,
+    max_bandwidth: Option<Rate>,
 ) -> Result<(), PrepareError> {
     let mut parameters = Map::new();
-    if let Some(limit) = downtime_limit_ms {
-        parameters.insert("downtime-limit".to_owned(), json!(limit));
+    if let Some(downtime) = max_downtime {
+        parameters.insert("downtime-limit".to_owned(), json!(downtime.milliseconds()));
     }
     if let Some(rate) = max_bandwidth {
-        parameters.insert("max-bandwidth".to_owned(), json!(rate.map_or(0, Rate::bytes_per_second)));
+        parameters.insert("max-bandwidth".to_owned(), json!(rate.bytes_per_second()));
     }
     set_parameters(client, parameters).await
 }
@@ -153,13 +162,14 @@ async fn set_capabilities(client: &Client, capabilities: &[(String, bool)]) -> R
 }
 
 async fn set_parameters(client: &Client, parameters: Map<String, Value>) -> Result<(), PrepareError> {
-    if parameters.is_empty() {
-        return Ok(());
+    if !parameters.is_empty() {
+        client.call(&parameters_command(Value::Object(parameters))?, ANSWER_WITHIN).await?;
     }
-    let command: words::migrate_set_parameters =
-        serde_json::from_value(Value::Object(parameters)).map_err(|_| PrepareError::Words("a parameter"))?;
-    client.call(&command, Duration::from_secs(2)).await?;
     Ok(())
+}
+
+fn parameters_command(parameters: Value) -> Result<words::migrate_set_parameters, PrepareError> {
+    serde_json::from_value(parameters).map_err(|_| PrepareError::Words("a parameter"))
 }
 
 #[cfg(test)]

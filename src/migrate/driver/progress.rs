@@ -1,0 +1,88 @@
+//! How far the stream is, and what the controller makes of it.
+
+use std::time::Instant;
+
+use super::{Answer, Driver};
+use crate::converge::Verdict;
+use crate::migrate::order::Order;
+use crate::migrate::phase::{Input, Phase};
+use crate::migrate::step::prepare;
+use crate::qmp::Leg;
+use crate::qmp::words::{MigrationInfo, MigrationStatus};
+use crate::record::{Choice, Decision, Entry, Forecast, Pass, Sample};
+
+/// Not every answer goes into the record.
+const SAMPLE_EVERY_MS: f64 = 250.0;
+
+impl Driver<'_> {
+    /// Takes in what the source says of its progress.
+    pub(super) async fn sample(&mut self, info: &MigrationInfo) {
+        let Some(ram) = &info.ram else { return };
+        let now_ms = self.history.now_ms();
+        let active = info.status == Some(MigrationStatus::Active);
+        if active {
+            self.watchdog.sent(ram.transferred_bytes, Instant::now());
+        }
+        let sample = Sample {
+            at_ms: now_ms,
+            transferred_bytes: ram.transferred_bytes,
+            remaining_bytes: ram.remaining_bytes,
+            total_bytes: ram.total_bytes,
+            passes: ram.dirty_sync_count,
+            dirty_bytes_per_second: ram.dirty_pages_per_second * ram.page_size_bytes.unwrap_or(4096),
+            stream_bytes_per_second: self.controller.stream_bytes_per_second(),
+            downtime_limit_ms: self.controller.limit_ms(),
+            throttle_percent: info.cpu_throttle_percentage.unwrap_or(0),
+        };
+        let is_pass = sample.passes > self.pass;
+        if is_pass {
+            self.pass = sample.passes;
+            let remaining_bytes = sample.remaining_bytes;
+            self.history.add(Entry::Pass(Pass { number: sample.passes, at_ms: now_ms, remaining_bytes }));
+        }
+        if is_pass || now_ms - self.sampled_at_ms >= SAMPLE_EVERY_MS {
+            self.sampled_at_ms = now_ms;
+            self.history.add(Entry::Sample(sample));
+        }
+        if active && matches!(self.phase, Phase::Streaming(_)) {
+            let verdict = self.controller.observe(&sample, now_ms - self.streaming_since_ms);
+            if let Some(verdict) = verdict {
+                self.decide(verdict).await;
+            }
+        }
+    }
+
+    async fn decide(&mut self, verdict: Verdict) {
+        let Verdict { choice, reason, forecast } = verdict;
+        self.record(choice, &reason, forecast);
+        match choice {
+            // The controller holds the limit that it has decided on.
+            Choice::Limit { .. } => self.set_limits(None),
+            Choice::Infeasible { .. } | Choice::OutOfTime => {
+                self.explain(&reason);
+                self.take(Input::Retreat).await;
+            }
+            Choice::Pause | Choice::Budget => {}
+        }
+    }
+
+    pub(super) fn record(&mut self, choice: Choice, reason: &str, forecast: Option<Forecast>) {
+        let at_ms = self.history.now_ms();
+        self.history.add(Entry::Decision(Decision { at_ms, choice, reason: reason.to_owned(), forecast }));
+    }
+
+    /// Puts limits on the wire, in the order in which they were decided; an order is answered when QEMU has.
+    pub(super) fn set_limits(&mut self, order: Option<Order>) {
+        match prepare::limits_command(self.controller.limit_ms(), self.limits.max_bandwidth) {
+            Ok(command) => {
+                self.send(Leg::Source, &command, |answer| Answer::Limits(answer.map(drop), order));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "limits were not sent");
+                if let Some(order) = order {
+                    order.answer(Err(error.to_string()));
+                }
+            }
+        }
+    }
+}

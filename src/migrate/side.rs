@@ -1,0 +1,79 @@
+//! One side of a migration: its connection, its events, its process.
+
+use std::time::Duration;
+
+use crate::host::ProcessHandle;
+use crate::qmp::{Address, Client, Deadlines, Events, Heard, Leg};
+
+/// A monitor that is free greets at once.
+const RECONNECT_WITHIN: Duration = Duration::from_secs(1);
+
+/// One side of a migration that is prepared.
+#[derive(Debug)]
+pub struct Side {
+    /// Which.
+    pub leg: Leg,
+    /// Where its monitor is.
+    pub address: Address,
+    /// The connection.
+    pub client: Client,
+    /// Its events since it was connected to.
+    pub events: Events,
+    /// Its process.
+    pub process: ProcessHandle,
+    /// Whether it can still be heard, and lives.
+    pub contact: Contact,
+}
+
+/// Whether a side can still be heard, and lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Contact {
+    /// It can be heard.
+    Heard,
+    /// Its process lives, and its monitor cannot be reached any more.
+    Lost,
+    /// Its process has ended.
+    Ended,
+}
+
+impl Side {
+    /// Waits for what it says or does next.
+    pub(super) async fn next(&mut self) -> Word {
+        tokio::select! {
+            biased;
+            heard = self.events.next(), if self.contact == Contact::Heard => match heard {
+                Ok(heard) => Word::Heard(heard),
+                Err(_) => Word::Silence,
+            },
+            () = self.process.ended(), if self.contact != Contact::Ended => Word::End,
+            else => std::future::pending().await,
+        }
+    }
+
+    /// Connects anew to a side whose connection has ended while its process lives. Events of the meantime are lost;
+    /// its status is asked for all the time.
+    pub(super) async fn reconnect(&mut self) -> bool {
+        let deadlines = Deadlines { connect: RECONNECT_WITHIN };
+        match Client::connect(&self.address, self.leg, deadlines).await {
+            Ok(client) => {
+                self.events = client.events();
+                self.client = client;
+                true
+            }
+            Err(error) => {
+                tracing::debug!(leg = %self.leg, %error, "not reconnected");
+                false
+            }
+        }
+    }
+}
+
+/// What a side says or does.
+pub(super) enum Word {
+    /// An event.
+    Heard(Heard),
+    /// Its connection has ended.
+    Silence,
+    /// Its process has ended.
+    End,
+}
