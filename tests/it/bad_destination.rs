@@ -91,12 +91,15 @@ fn a_port_that_the_guest_itself_listens_on_is_named() {
 }
 
 #[test]
-fn an_incoming_that_qemu_does_not_know_is_quoted() {
-    let Some(qemu) = qemu_or_skip("an_incoming_that_qemu_does_not_know_is_quoted") else { return };
+fn an_incoming_where_nothing_can_be_sent_is_named() {
+    let Some(qemu) = qemu_or_skip("an_incoming_where_nothing_can_be_sent_is_named") else { return };
     let source = Source::start(&qemu, &[]);
-    for place in ["carrier-pigeon:1", "tcp:127.0.0.1", "tcp:127.0.0.1:99999", "tcp:no.such.host.invalid:1", ""] {
-        source.refuses(&["--incoming", place]).tells(&["--incoming"]);
+    for place in ["carrier-pigeon:1", "exec:cat", "fd:3", "tcp:127.0.0.1", "tcp:127.0.0.1:99999", "unix:", ""]
+    {
+        source.refuses(&["--incoming", place]).tells(&[place, "--incoming takes defer, tcp:HOST:PORT"]);
     }
+    let place = "tcp:no.such.host.invalid:1";
+    source.refuses(&["--incoming", place]).tells(&["ended as it started", place, "--incoming takes"]);
     source.moves();
 }
 
@@ -118,7 +121,7 @@ fn a_destination_of_ones_own_that_does_not_wait_is_refused() {
 
     // The source itself.
     for name in [text(&source.qmp()), &format!("pid:{}", source.process.pid())] {
-        source.refuses(&["--destination-qmp", name]).tells(&["source"]);
+        source.refuses(&["--destination-qmp", name]).tells(&["are the same QEMU"]);
     }
     source.moves();
 }

@@ -7,9 +7,7 @@ use std::path::Path;
 use nix::unistd::geteuid;
 use serde_json::json;
 
-use crate::small_qemu::{
-    Place, Said, Source, Talker, command, migrate, qemu_or_skip, run, wait_for,
-};
+use crate::small_qemu::{Place, Said, Source, Talker, command, migrate, qemu_or_skip, run, wait_for};
 use crate::support::{Process, skip};
 
 /// A user that has nothing.
@@ -248,9 +246,14 @@ fn a_qemu_without_any_monitor_is_told_the_option_that_adds_one() {
 fn a_guest_that_an_engine_moves_is_refused_with_the_migration() {
     const TEST: &str = "a_guest_that_an_engine_moves_is_refused_with_the_migration";
     let Some(qemu) = qemu_or_skip(TEST) else { return };
-    let source = Source::start(&qemu, &[]);
+    // Memory with something in it, so that there is something to send for as long as it takes.
+    let place = Place::new();
+    let content = place.at("content.log");
+    std::fs::write(&content, [0x5a; 8 << 20]).unwrap();
+    let loader = format!("loader,file={},addr=0x1000000,force-raw=on", content.display());
+    let source = Source { process: place.start(&qemu, "qmp", &["-device", &loader]), place };
     let (log, path) = (source.place.at("engine.log"), source.qmp());
-    let words = ["migrate", text(&path), "--max-bandwidth", "64KiB/s"].map(Into::into);
+    let words = ["migrate", text(&path), "--max-bandwidth", "256KiB/s"].map(Into::into);
     let engine = Process::start(Path::new(env!("CARGO_BIN_EXE_qmigrate")), &words, log);
     wait_for("a pass", || engine.log().contains("pass 1").then_some(()));
     let said = migrate(text(&path), &[]);

@@ -118,7 +118,8 @@ impl Place {
     fn files(&self) -> Vec<OsString> {
         let entries = std::fs::read_dir(self.path()).unwrap();
         let names = entries.map(|entry| entry.unwrap().file_name());
-        let mut names: Vec<OsString> = names.filter(|name| !name.to_string_lossy().ends_with(".log")).collect();
+        let mut names: Vec<OsString> =
+            names.filter(|name| !name.to_string_lossy().ends_with(".log")).collect();
         names.sort();
         names
     }
