@@ -249,7 +249,7 @@ fn a_guest_that_an_engine_moves_is_refused_with_the_migration() {
     // Memory with something in it, so that there is something to send for as long as it takes.
     let place = Place::new();
     let content = place.at("content.log");
-    std::fs::write(&content, [0x5a; 8 << 20]).unwrap();
+    std::fs::write(&content, vec![0x5a; 8 << 20]).unwrap();
     let loader = format!("loader,file={},addr=0x1000000,force-raw=on", content.display());
     let source = Source { process: place.start(&qemu, "qmp", &["-device", &loader]), place };
     let (log, path) = (source.place.at("engine.log"), source.qmp());

@@ -231,7 +231,9 @@ impl Source {
         let said = migrate(self.qmp().to_str().unwrap(), arguments);
         assert_eq!(said.code, Some(1), "{said:?}");
         let after = self.snapshot();
-        assert_eq!(after.migration["status"], "failed", "{said:?}");
+        // It depends on who notices first.
+        let status = after.migration["status"].as_str();
+        assert!(matches!(status, Some("failed" | "cancelled")), "{said:?}: {status:?}");
         assert_eq!(Snapshot { migration: before.migration.clone(), ..after }, before, "{said:?}");
         said
     }
