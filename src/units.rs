@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UnitError {
     /// The text is not a number with a unit.
-    #[error("'{text}' is not {what}; write for example {example}")]
+    #[error("'{text}' is not {what}")]
     Unreadable {
         /// What was typed.
         text: String,
@@ -27,7 +27,7 @@ pub enum UnitError {
         example: &'static str,
     },
     /// The value is below or above what may be asked of QEMU.
-    #[error("'{text}' is out of range: {what} must be between {smallest} and {largest}")]
+    #[error("'{text}' is out of range for {what}")]
     OutOfRange {
         /// What was typed.
         text: String,
@@ -38,6 +38,18 @@ pub enum UnitError {
         /// The largest value allowed.
         largest: &'static str,
     },
+}
+
+impl UnitError {
+    /// What would have been taken.
+    pub fn hint(&self) -> String {
+        match self {
+            Self::Unreadable { example, .. } => format!("write for example {example}"),
+            Self::OutOfRange { smallest, largest, .. } => {
+                format!("it must be between {smallest} and {largest}")
+            }
+        }
+    }
 }
 
 /// A number of bytes, more than none.
@@ -81,8 +93,12 @@ impl FromStr for Size {
     type Err = UnitError;
 
     fn from_str(text: &str) -> Result<Self, UnitError> {
-        let bytes = parse_bytes(text, text, "a size", "256MiB")?;
-        Self::from_bytes(bytes).ok_or_else(|| out_of_range(text, "a size", "1 byte", "8 EiB"))
+        let out_of_range = || out_of_range(text, "a size", "1 byte", "8 EiB");
+        match read_bytes(text) {
+            Number::Bytes(bytes) => Self::from_bytes(bytes).ok_or_else(out_of_range),
+            Number::BelowOrBeyond => Err(out_of_range()),
+            Number::None => Err(unreadable(text, "a size", "256MiB")),
+        }
     }
 }
 
@@ -122,11 +138,14 @@ impl FromStr for Rate {
             Some(size) => (format!("{size}B"), true),
             None => (bare.to_owned(), false),
         };
-        let mut rate = parse_bytes(text, &size, WHAT, "1GiB/s")?;
-        if bits {
-            rate /= 8;
+        let out_of_range = || out_of_range(text, WHAT, "1 byte/s", "8 EiB/s");
+        match read_bytes(&size) {
+            Number::Bytes(rate) => {
+                Self::from_bytes_per_second(if bits { rate / 8 } else { rate }).ok_or_else(out_of_range)
+            }
+            Number::BelowOrBeyond => Err(out_of_range()),
+            Number::None => Err(unreadable(text, WHAT, "1GiB/s")),
         }
-        Self::from_bytes_per_second(rate).ok_or_else(|| out_of_range(text, WHAT, "1 byte/s", "8 EiB/s"))
     }
 }
 
@@ -208,16 +227,31 @@ fn trimmed(number: f64, digits: usize) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
-/// Reads the size in `size`; `typed` is what the message shows.
-fn parse_bytes(typed: &str, size: &str, what: &'static str, example: &'static str) -> Result<u64, UnitError> {
-    let size = size.trim();
-    if size.starts_with('-') && size[1..].starts_with(|first: char| first.is_ascii_digit()) {
-        return Err(out_of_range(typed, what, "1 byte", "8 EiB"));
+/// What a text is that should be a number of bytes.
+enum Number {
+    /// It is.
+    Bytes(u64),
+    /// It is one that is negative, or that nothing can hold.
+    BelowOrBeyond,
+    /// It is none.
+    None,
+}
+
+fn read_bytes(text: &str) -> Number {
+    let text = text.trim();
+    let (is_negative, text) = text.strip_prefix('-').map_or((false, text), |rest| (true, rest));
+    if !text.starts_with(|first: char| first.is_ascii_digit()) {
+        return Number::None;
     }
-    if !size.starts_with(|first: char| first.is_ascii_digit()) {
-        return Err(unreadable(typed, what, example));
+    match text.parse::<ByteSize>() {
+        Ok(_) if is_negative => Number::BelowOrBeyond,
+        Ok(size) => Number::Bytes(size.as_u64()),
+        // The same with a smaller number would do.
+        Err(_) => {
+            let unit = text.trim_start_matches(|digit: char| digit.is_ascii_digit());
+            if format!("1{unit}").parse::<ByteSize>().is_ok() { Number::BelowOrBeyond } else { Number::None }
+        }
     }
-    size.parse::<ByteSize>().map(|size| size.as_u64()).map_err(|_| unreadable(typed, what, example))
 }
 
 fn read_duration(text: &str, what: &'static str) -> Result<Duration, UnitError> {
@@ -263,7 +297,7 @@ mod tests {
             assert!(matches!(text.parse::<Rate>(), Err(UnitError::Unreadable { .. })), "{text}");
             assert!(matches!(text.parse::<DowntimeMs>(), Err(UnitError::Unreadable { .. })), "{text}");
         }
-        for text in ["0", "0MiB", "-1MiB", "16EiB", "9223372036854775808"] {
+        for text in ["0", "0MiB", "-1MiB", "16EiB", "9223372036854775808", "99999999999999999999"] {
             assert!(matches!(text.parse::<Size>(), Err(UnitError::OutOfRange { .. })), "{text}");
             assert!(matches!(text.parse::<Rate>(), Err(UnitError::OutOfRange { .. })), "{text}");
         }

@@ -38,12 +38,27 @@ fn connect(error: &ConnectError, holder: Option<(i32, String)>) -> Blocker {
         ConnectError::PermissionDenied { .. } => {
             Blocker::new("permission", message, "run qmigrate as the user of that QEMU, or as root")
         }
+        ConnectError::NotASocket { .. } => Blocker::new(
+            "not-a-socket",
+            message,
+            "name the socket that QEMU got by -qmp; `qmigrate list` shows those of this host",
+        ),
         ConnectError::NobodyListens { .. } => Blocker::new(
             "nobody-listens",
             message,
             "the socket is a left-over; `qmigrate list` shows the QEMUs that run",
         ),
         ConnectError::NoGreeting { .. } => match holder {
+            Some((pid, _)) if u32::try_from(pid).is_ok_and(|pid| pid == std::process::id()) => Blocker::new(
+                "same-qemu",
+                format!("{message}; this very command holds it: source and destination are the same QEMU"),
+                "name a second QEMU, started with the source's command line and -incoming defer",
+            ),
+            Some((pid, command)) if is_engine(pid) => Blocker::new(
+                "busy",
+                format!("{message}; process {pid} holds it ({command})"),
+                "`qmigrate status` tells what it does, `qmigrate cancel SOURCE` ends its migration",
+            ),
             Some((pid, command)) => Blocker::new(
                 "busy",
                 format!("{message}; process {pid} holds it ({command})"),
@@ -58,11 +73,26 @@ fn connect(error: &ConnectError, holder: Option<(i32, String)>) -> Blocker {
             ),
         },
         ConnectError::HumanMonitor { .. } => Blocker::new("human-monitor", message, ADD_A_MONITOR),
-        ConnectError::NotQmp { .. } | ConnectError::ClosedBeforeGreeting { .. } => {
+        ConnectError::NotQmp { .. } => {
             Blocker::new("not-qmp", message, "name the socket that QEMU got by -qmp")
         }
-        _ => Blocker::bare("connect", message),
+        ConnectError::ClosedBeforeGreeting { .. } => Blocker::new(
+            "not-qmp",
+            message,
+            "the QEMU there has just ended, or that is not the socket that it got by -qmp; `qmigrate list` shows both",
+        ),
+        _ => {
+            Blocker::new("connect", message, "`qmigrate list` shows the QEMUs of this host and their sockets")
+        }
     }
+}
+
+/// Whether a process is this command, started by somebody else.
+fn is_engine(pid: i32) -> bool {
+    let program = |pid: &str| std::fs::read_link(format!("/proc/{pid}/exe")).ok();
+    let own = program("self");
+    let other = program(&pid.to_string());
+    own.as_ref().and_then(|own| own.file_name()) == other.as_ref().and_then(|other| other.file_name())
 }
 
 fn process(error: &ProcError) -> Blocker {
@@ -73,7 +103,11 @@ fn process(error: &ProcError) -> Blocker {
         ProcError::Denied(..) => {
             Blocker::new("permission", error.to_string(), "run qmigrate as the user of that QEMU, or as root")
         }
-        _ => Blocker::bare("process", chain(error)),
+        _ => Blocker::new(
+            "process",
+            chain(error),
+            "`qmigrate list` shows the QEMUs of this host; one can be named by its QMP socket too",
+        ),
     }
 }
 
@@ -121,16 +155,23 @@ impl From<TwinError> for Blocker {
             TwinError::Died { words, .. } => {
                 let hint = if words.contains("unsupported machine type") {
                     "this QEMU does not know the guest's machine type; --qemu PATH names another one"
+                } else if words.contains("-incoming") {
+                    "--incoming takes defer, tcp:HOST:PORT or unix:PATH, where nobody listens yet; with defer, the \
+                     default, the stream finds its own way"
                 } else if words.contains("in use") {
-                    "a port of the guest cannot be listened on twice; choose another with --incoming, or take the \
-                     option off the guest's command line"
+                    "the guest listens on a port of its own, which two QEMUs cannot have at once; take the option off \
+                     the guest's command line, or give it port 0"
                 } else {
-                    "its command line is the source's; --dry-run prints it"
+                    "its command line is made from the source's; -vv shows it, --qemu PATH names another QEMU"
                 };
                 Self::new("destination-died", message, hint)
             }
             TwinError::Aborted => Self::bare("cancelled", message),
-            _ => Self::bare("destination", message),
+            _ => Self::new(
+                "destination",
+                message,
+                "-vv shows the destination's command line; does it start by hand?",
+            ),
         }
     }
 }

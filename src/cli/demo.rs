@@ -12,8 +12,8 @@ use qmigrate::record::{End, MigrationId, SCHEMA};
 use qmigrate::units::{Rate, Size};
 
 use super::migrate::LimitArguments;
-use super::refuse;
 use super::session::{OutputArguments, Session};
+use super::{Hinted, refuse};
 
 /// Starts a small guest, moves it live to a second QEMU, and proves that no byte of its memory was lost.
 #[derive(Debug, Args)]
@@ -66,7 +66,11 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     };
     let workload = match workload(&arguments) {
         Ok(workload) => workload,
-        Err(error) => return Ok(refuse(error, None)),
+        Err(error) => {
+            let hint = "--memory, --working-set, --dirty-rate and --pattern say what the guest is like; \
+                        `qmigrate demo --help` tells how";
+            return Ok(refuse(error, Some(hint)));
+        }
     };
     let plan = DemoPlan {
         qemu,
@@ -76,10 +80,12 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         id: MigrationId::new(),
         runtime_directory: runtime_directory()?,
     };
-    let setting = demo::look(&plan)?;
+    let hinted = |error: demo::DemoError| Hinted::new(&error.into(), hint(&arguments));
+    let setting = demo::look(&plan).map_err(hinted)?;
     introduce(&plan, &setting);
-    let demo = demo::start(&plan, &setting).await?;
-    let mut session = Session::open(&demo.plan, &arguments.output, &plan.runtime_directory)?;
+    let report = arguments.output.open_report()?;
+    let demo = demo::start(&plan, &setting).await.map_err(hinted)?;
+    let mut session = Session::open(&demo.plan, &arguments.output, report, &plan.runtime_directory)?;
     let (outcome, findings) = demo.run(&mut session.history, &mut session.orders).await;
     let code = session.close(&outcome).await;
     tell(&findings);
@@ -90,6 +96,15 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         println!("{line}");
     }
     Ok(if findings.held || outcome.end != End::Migrated { code } else { ExitCode::FAILURE })
+}
+
+/// What to try where the guest does not even start.
+fn hint(arguments: &Arguments) -> &'static str {
+    if arguments.accelerator == Some(Accelerator::Kvm) {
+        "without --accelerator the demo takes KVM where it runs the guest, and TCG elsewhere"
+    } else {
+        "--qemu PATH names another QEMU; --memory and --working-set say how much memory the guest takes"
+    }
 }
 
 fn in_path() -> Option<PathBuf> {

@@ -30,7 +30,7 @@ pub(crate) struct Arguments {
     /// A destination that you have started yourself, with -incoming defer: its QMP socket, or pid:PID.
     #[arg(long, value_name = "QMP", conflicts_with = "incoming")]
     destination_qmp: Option<QemuName>,
-    /// `defer`, or what stands behind -incoming on the destination's command line, such as tcp:0:4444.
+    /// Where the destination listens: `defer` (a private socket), tcp:HOST:PORT or unix:PATH.
     #[arg(long, value_name = "WHERE", default_value = "defer")]
     incoming: String,
     /// Does not end the source once the guest runs elsewhere; it stays, stopped.
@@ -82,13 +82,18 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Ok(source) => source,
         Err(error) => return Ok(refuse(error, Some("a guest is named by its QMP socket, or by pid:PID"))),
     };
+    let incoming = match incoming(&arguments.incoming) {
+        Ok(incoming) => incoming,
+        Err(refused) => return Ok(refused),
+    };
     if arguments.detach {
         return detach::run().await;
     }
     let runtime = runtime_directory()?;
     let output = arguments.output.clone();
-    let plan = plan(arguments, source, &runtime);
-    let mut session = Session::open(&plan, &output, &runtime)?;
+    let report = output.open_report()?;
+    let plan = plan(arguments, source, incoming, &runtime);
+    let mut session = Session::open(&plan, &output, report, &runtime)?;
     let services = Services {
         history: &mut session.history,
         orders: &mut session.orders,
@@ -98,18 +103,30 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     Ok(session.close(&outcome).await)
 }
 
-fn plan(arguments: Arguments, source: QemuName, runtime: &std::path::Path) -> Plan {
+/// Where the destination listens: where a source on this machine can be told to send to.
+fn incoming(text: &str) -> Result<Incoming, ExitCode> {
+    let place = text.split_once(',').map_or(text, |(place, _)| place);
+    let is_place = match place.split_once(':') {
+        Some(("tcp", place)) => place.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()),
+        Some(("unix", path)) => !path.is_empty(),
+        _ => false,
+    };
+    match text {
+        "defer" => Ok(Incoming::Defer),
+        _ if is_place => Ok(Incoming::Literal(text.to_owned())),
+        _ => Err(refuse(
+            format!("--incoming {text}: a source on this machine cannot be told to send there"),
+            Some("--incoming takes defer, tcp:HOST:PORT (PORT 0: any that is free) or unix:PATH"),
+        )),
+    }
+}
+
+fn plan(arguments: Arguments, source: QemuName, incoming: Incoming, runtime: &std::path::Path) -> Plan {
     let id = arguments.detached.unwrap_or_default();
     let directory = runtime.join(id.as_str());
     let destination = match arguments.destination_qmp {
         Some(name) => Destination::Started(name),
-        None => Destination::Start {
-            qemu: arguments.qemu,
-            incoming: match arguments.incoming.as_str() {
-                "defer" => Incoming::Defer,
-                literal => Incoming::Literal(literal.to_owned()),
-            },
-        },
+        None => Destination::Start { qemu: arguments.qemu, incoming },
     };
     Plan {
         id,

@@ -25,7 +25,10 @@ mod watch;
 
 use std::process::ExitCode;
 
+use clap::error::{ContextKind, ErrorKind};
 use clap::{Parser, Subcommand};
+use qmigrate::host::DirectoryError;
+use qmigrate::units::UnitError;
 
 /// Moves running QEMU guests from one process to another: no libvirt, no cluster, no agent.
 #[derive(Debug, Parser)]
@@ -67,6 +70,44 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Pause(arguments) => pause::run(arguments).await,
         Command::Cancel(arguments) => cancel::run(arguments).await,
     }
+}
+
+/// Says why the words typed cannot be read, or what was asked for about them (`--help`).
+pub(crate) fn unreadable(error: &clap::Error) -> ExitCode {
+    let unit = std::error::Error::source(error).and_then(|source| source.downcast_ref::<UnitError>());
+    if let (ErrorKind::ValueValidation, Some(unit), Some(flag)) =
+        (error.kind(), unit, error.get(ContextKind::InvalidArg))
+    {
+        return refuse(format!("{flag}: {unit}"), Some(&unit.hint()));
+    }
+    // Nobody may be reading any more.
+    let _ = error.print();
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+}
+
+/// An error with what to do about it.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub(crate) struct Hinted {
+    message: String,
+    hint: String,
+}
+
+impl Hinted {
+    pub(crate) fn new(error: &anyhow::Error, hint: impl Into<String>) -> Self {
+        Self { message: format!("{error:#}"), hint: hint.into() }
+    }
+}
+
+/// Says why nothing could be done; exit 2.
+pub(crate) fn fail(error: &anyhow::Error) -> ExitCode {
+    let hinted = error.downcast_ref::<Hinted>().map(|hinted| hinted.hint.as_str());
+    let directory = error.chain().any(<dyn std::error::Error>::is::<DirectoryError>);
+    let hint = directory.then_some(
+        "qmigrate keeps its sockets in /run/qmigrate or XDG_RUNTIME_DIR, and its records in /var/lib/qmigrate or \
+         XDG_STATE_HOME",
+    );
+    refuse(format!("{error:#}"), hinted.or(hint))
 }
 
 /// Says why something was not done; exit 2.

@@ -16,6 +16,8 @@ use qmigrate::record::{End, Outcome, Record};
 use qmigrate::report::{JsonLines, Progress, summary};
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::Hinted;
+
 /// Where a migration is shown.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct OutputArguments {
@@ -27,25 +29,38 @@ pub(crate) struct OutputArguments {
     report: Option<PathBuf>,
 }
 
+/// The file that the record goes to.
+pub(crate) type Report = (PathBuf, File);
+
+impl OutputArguments {
+    /// Opens the report, if one is wanted.
+    pub(crate) fn open_report(&self) -> anyhow::Result<Option<Report>> {
+        let Some(path) = &self.report else { return Ok(None) };
+        let file = File::create(path)
+            .with_context(|| format!("the report {} cannot be written", path.display()))
+            .map_err(|error| {
+                Hinted::new(&error, "--report takes a file in a directory that this user may write to")
+            })?;
+        Ok(Some((path.clone(), file)))
+    }
+}
+
 /// A migration under way.
 pub(crate) struct Session {
     pub(crate) history: History,
     pub(crate) orders: Orders,
     server: Option<Server>,
-    report: Option<(PathBuf, File)>,
+    report: Option<Report>,
 }
 
 impl Session {
     /// Opens everything that could fail before anything is touched.
-    pub(crate) fn open(plan: &Plan, output: &OutputArguments, runtime: &Path) -> anyhow::Result<Self> {
-        let report = match &output.report {
-            Some(path) => {
-                let file = File::create(path)
-                    .with_context(|| format!("the report {} cannot be written", path.display()))?;
-                Some((path.clone(), file))
-            }
-            None => None,
-        };
+    pub(crate) fn open(
+        plan: &Plan,
+        output: &OutputArguments,
+        report: Option<Report>,
+        runtime: &Path,
+    ) -> anyhow::Result<Self> {
         let watchers = Watchers::new();
         let mut witnesses: Vec<Box<dyn Witness>> =
             vec![Box::new(watchers.clone()), Box::new(Progress::new())];

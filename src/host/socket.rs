@@ -5,9 +5,12 @@
 
 use std::collections::HashSet;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{
+    NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload, Nla as _,
+};
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::unix::nlas::{Nla, UnixDiagName};
 use netlink_packet_sock_diag::unix::{ShowFlags, StateFlags, UnixRequest, UnixResponse};
@@ -15,25 +18,27 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG};
 
 use super::proc::processes;
 
-/// The processes that are connected to the unix socket at `path`, this one left out. Best effort: other users'
-/// processes are seen by root only.
+/// The processes that the unix socket at `path` serves, and not those that still wait to be accepted. Best effort:
+/// other users' processes are seen by root only.
 pub fn unix_socket_clients(path: &Path) -> Vec<i32> {
     let Ok(sockets) = unix_sockets() else { return Vec::new() };
-    let ends: HashSet<u32> = sockets
+    let place = Place::of(path);
+    let (listening, connected): (Vec<_>, Vec<_>) = sockets
         .iter()
-        .filter(|socket| socket.header.state != LISTENING && name(socket).is_some_and(|name| name == path))
-        .filter_map(peer)
-        .collect();
-    let own = i32::try_from(std::process::id()).unwrap_or(0);
-    holders(&ends).into_iter().filter(|&pid| pid != own).collect()
+        .filter(|socket| place.is_of(socket))
+        .partition(|socket| socket.header.state == LISTENING);
+    let waiting: HashSet<u32> = listening.into_iter().flat_map(waiting).collect();
+    let served = connected.into_iter().filter_map(peer).filter(|end| !waiting.contains(end)).collect();
+    holders(&served)
 }
 
 /// The process that listens at `path`.
 pub fn listening_process(path: &Path) -> Option<i32> {
+    let place = Place::of(path);
     let listening: HashSet<u32> = unix_sockets()
         .ok()?
         .iter()
-        .filter(|socket| socket.header.state == LISTENING && name(socket).is_some_and(|name| name == path))
+        .filter(|socket| socket.header.state == LISTENING && place.is_of(socket))
         .map(|socket| socket.header.inode)
         .collect();
     holders(&listening).first().copied()
@@ -47,6 +52,56 @@ fn name(socket: &UnixResponse) -> Option<&Path> {
         Nla::Name(UnixDiagName::Pathname(path)) => Some(Path::new(path)),
         _ => None,
     })
+}
+
+/// A socket's file: its name may be another one than it was bound to (relative, by a link, renamed since).
+struct Place<'a> {
+    path: &'a Path,
+    /// Device, as the kernel writes it inside, and the lower half of the inode number, as `sock_diag` tells it.
+    file: Option<(u32, u32)>,
+}
+
+impl<'a> Place<'a> {
+    fn of(path: &'a Path) -> Self {
+        let file = path.metadata().ok().and_then(|metadata| {
+            let device = metadata.dev();
+            let device = (nix::sys::stat::major(device) << 20) | nix::sys::stat::minor(device);
+            let inode = metadata.ino() & u64::from(u32::MAX);
+            Some((u32::try_from(device).ok()?, u32::try_from(inode).ok()?))
+        });
+        Self { path, file }
+    }
+
+    fn is_of(&self, socket: &UnixResponse) -> bool {
+        let file = socket.nlas.iter().find_map(|attribute| match attribute {
+            Nla::Vfs(_) => file(attribute),
+            _ => None,
+        });
+        match (self.file, file) {
+            (Some(own), Some(file)) => own == file,
+            _ => name(socket).is_some_and(|name| name == self.path),
+        }
+    }
+}
+
+/// `struct unix_diag_vfs`: inode number and device.
+fn file(attribute: &Nla) -> Option<(u32, u32)> {
+    let mut bytes = [0; 8];
+    if attribute.value_len() != bytes.len() {
+        return None;
+    }
+    attribute.emit_value(&mut bytes);
+    let (inode, device) = bytes.split_at(4);
+    Some((u32::from_ne_bytes(device.try_into().ok()?), u32::from_ne_bytes(inode.try_into().ok()?)))
+}
+
+/// The ends of those who have connected and are not accepted yet.
+fn waiting(socket: &UnixResponse) -> Vec<u32> {
+    let inodes = socket.nlas.iter().find_map(|attribute| match attribute {
+        Nla::PendingConnections(inodes) => Some(inodes.clone()),
+        _ => None,
+    });
+    inodes.unwrap_or_default()
 }
 
 fn peer(socket: &UnixResponse) -> Option<u32> {
@@ -82,7 +137,7 @@ fn unix_sockets() -> io::Result<Vec<UnixResponse>> {
     let request = UnixRequest {
         state_flags: StateFlags::ESTABLISHED | StateFlags::LISTEN,
         inode: 0,
-        show_flags: ShowFlags::NAME | ShowFlags::PEER,
+        show_flags: ShowFlags::NAME | ShowFlags::VFS | ShowFlags::PEER | ShowFlags::ICONS,
         cookie: [0xff; 8],
     };
     let mut message = NetlinkMessage::new(header, SockDiagMessage::UnixRequest(request).into());
@@ -128,8 +183,12 @@ mod tests {
         assert_eq!(unix_socket_clients(&path), [] as [i32; 0]);
 
         let client = UnixStream::connect(&path).unwrap();
+        assert_eq!(unix_socket_clients(&path), [] as [i32; 0], "whoever waits is not served");
         let (_server, _) = listener.accept().unwrap();
-        assert_eq!(unix_socket_clients(&path), [] as [i32; 0], "this process is left out");
+        assert_eq!(unix_socket_clients(&path), [own]);
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert_eq!(unix_socket_clients(&link), [own], "a name that leads there is as good");
 
         // A second process that holds the client's end: `sleep` with it as standard input.
         let mut other = std::process::Command::new("sleep")

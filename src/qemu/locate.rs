@@ -179,7 +179,10 @@ async fn connect(address: &Address, leg: Leg, deadlines: Deadlines) -> Result<Cl
 
 /// Who is connected to a monitor, as the kernel tells.
 fn holder_of(path: &Path) -> Option<(i32, String)> {
-    let pid = *unix_socket_clients(path).first()?;
+    let own = i32::try_from(std::process::id()).unwrap_or(0);
+    let clients = unix_socket_clients(path);
+    // This process holds a monitor that it wants again where both sides of a migration are one QEMU.
+    let pid = *clients.iter().find(|&&pid| pid != own).or(clients.first())?;
     let words = crate::host::command_line(pid).unwrap_or_default();
     let words = words.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>();
     Some((pid, words.join(" ").chars().take(80).collect()))

@@ -12,6 +12,8 @@ use crate::qmp::{Address, AddressError, Client, ConnectError, Deadlines, Leg};
 
 /// A QEMU under load has its monitor up within a second; one that takes this long never will.
 const START_WITHIN: Duration = Duration::from_secs(30);
+/// A QEMU that gives up closes its monitor first; it is gone within this.
+const LAST_BREATH: Duration = Duration::from_secs(1);
 /// How often a monitor that is not there yet is looked for.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 /// So much of what a QEMU said before it died is shown.
@@ -154,6 +156,9 @@ async fn monitor(address: &Address, child: &mut Child, log: &Path) -> Result<Cli
                 }
                 let not_yet =
                     matches!(error, ConnectError::NotFound { .. } | ConnectError::NobodyListens { .. });
+                if !not_yet && let Some(died) = dies(child, log).await {
+                    return Err(died);
+                }
                 if !not_yet || tokio::time::Instant::now() > deadline {
                     return Err(TwinError::NoMonitor(error));
                 }
@@ -161,6 +166,18 @@ async fn monitor(address: &Address, child: &mut Child, log: &Path) -> Result<Cli
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
+}
+
+/// As [`died`], for a process that may be on its way out.
+async fn dies(child: &mut Child, log: &Path) -> Option<TwinError> {
+    let deadline = tokio::time::Instant::now() + LAST_BREATH;
+    while tokio::time::Instant::now() < deadline {
+        if let Some(died) = died(child, log) {
+            return Some(died);
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    None
 }
 
 /// How a process ended and what it said, if it has ended.

@@ -5,8 +5,17 @@
 mod scripted_peer;
 /// A real guest with a heart, the built command, and hold points.
 mod lab;
+/// A small QEMU, the built command, and what must be as before after a refusal.
+mod small_qemu;
 /// The helpers that more than one module uses: where QEMU is, how a skip is told.
 mod support;
+
+/// Destinations that cannot be had: a sentence, a hint, and the source untouched.
+mod bad_destination;
+/// Sources that cannot be moved: a sentence, a hint, exit 2, and the source untouched.
+mod bad_input;
+/// Sizes, rates and times that are none: each flag refuses them before anything is touched.
+mod bad_units;
 
 /// Connecting to a QMP socket: every way in which it fails.
 mod qmp_connect;

@@ -34,10 +34,19 @@ pub(crate) struct Process {
 
 impl Process {
     pub(crate) fn start(program: &Path, arguments: &[OsString], log: PathBuf) -> Self {
+        Self::start_with_input(program, arguments, log, Stdio::null())
+    }
+
+    pub(crate) fn start_with_input(
+        program: &Path,
+        arguments: &[OsString],
+        log: PathBuf,
+        input: Stdio,
+    ) -> Self {
         let file = std::fs::File::create(&log).unwrap();
         let child = Command::new::<&OsStr>(program.as_ref())
             .args(arguments)
-            .stdin(Stdio::null())
+            .stdin(input)
             .stdout(file.try_clone().unwrap())
             .stderr(file)
             .spawn()

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -81,6 +82,12 @@ pub enum ConnectError {
     /// The socket is there, and nobody behind it.
     #[error("{peer}: nobody listens there; the QEMU that did may have ended")]
     NobodyListens {
+        /// Who.
+        peer: Peer,
+    },
+    /// There is something else of that name.
+    #[error("{peer}: that is not a socket")]
+    NotASocket {
         /// Who.
         peer: Peer,
     },
@@ -315,6 +322,9 @@ impl Attempt {
             (Ok(Err(Fault::Io(cause))), stage) => match (stage, cause.kind()) {
                 (Stage::Connecting, Kind::NotFound) => ConnectError::NotFound { peer },
                 (Stage::Connecting, Kind::PermissionDenied) => ConnectError::PermissionDenied { peer },
+                (Stage::Connecting, Kind::ConnectionRefused) if is_no_socket(&peer) => {
+                    ConnectError::NotASocket { peer }
+                }
                 (Stage::Connecting, Kind::ConnectionRefused) => ConnectError::NobodyListens { peer },
                 (Stage::Greeting, Kind::UnexpectedEof | Kind::ConnectionReset) => {
                     ConnectError::ClosedBeforeGreeting { peer }
@@ -323,6 +333,12 @@ impl Attempt {
             },
         })
     }
+}
+
+/// Whether a path leads to something else than a socket, which refuses connections just as a dead socket does.
+fn is_no_socket(peer: &Peer) -> bool {
+    let path = peer.address.as_ref().and_then(Address::path);
+    path.and_then(|path| path.metadata().ok()).is_some_and(|metadata| !metadata.file_type().is_socket())
 }
 
 fn read_greeting(message: &Message) -> Result<Greeting, WireError> {
@@ -353,6 +369,7 @@ mod tests {
             ConnectError::NotFound { peer: peer() },
             ConnectError::PermissionDenied { peer: peer() },
             ConnectError::NobodyListens { peer: peer() },
+            ConnectError::NotASocket { peer: peer() },
             ConnectError::NoGreeting { peer: peer(), pid: Some(7), after },
             ConnectError::NoGreeting { peer: peer(), pid: None, after },
             ConnectError::NotQmp { peer: peer(), cause },
