@@ -20,6 +20,16 @@ impl From<LocateError> for Blocker {
             LocateError::HumanMonitorOnly { .. } | LocateError::NoMonitor(_) => {
                 Self::new("no-qmp", error.to_string(), ADD_A_MONITOR)
             }
+            LocateError::Another { .. } => Self::new(
+                "another-process",
+                error.to_string(),
+                "`qmigrate list` shows which QEMU answers where",
+            ),
+            LocateError::NotLoopback(_) => Self::new(
+                "not-loopback",
+                error.to_string(),
+                "forward the monitor to a socket on this machine: ssh -L /run/x.qmp:/path/of/monitor HOST",
+            ),
             LocateError::OtherUser { .. } => {
                 Self::new("other-user", error.to_string(), "run qmigrate as that user, or as root")
             }
@@ -135,6 +145,16 @@ impl From<RewriteError> for Blocker {
                 "shared-memory",
                 message,
                 "start the guest with share=off, or with memory-backend-memfd",
+            ),
+            RewriteError::ConfigurationFile(_) => Self::new(
+                "readconfig",
+                message,
+                "put its options on the command line, or start the destination yourself: --destination-qmp",
+            ),
+            RewriteError::LostDirectory(_) => Self::new(
+                "relative-path",
+                message,
+                "start guests that daemonize with absolute paths, or start the destination yourself: --destination-qmp",
             ),
             RewriteError::Snapshot(_) => {
                 Self::new("snapshot", message, "start the guest with a real overlay: qemu-img create -b BASE")

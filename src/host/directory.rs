@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::geteuid;
 
-use super::launch::Credentials;
+use super::launch::{Credentials, as_user};
 
 /// A directory cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -64,31 +64,59 @@ pub fn state_directory() -> Result<PathBuf, DirectoryError> {
 
 /// A directory made for one purpose, private to one user, and removed by the one who made it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PrivateDirectory(PathBuf);
+pub struct PrivateDirectory {
+    path: PathBuf,
+    owner: Credentials,
+}
 
 impl PrivateDirectory {
-    /// Makes it; one that is already there is an error, since its name must be ours alone.
+    /// Makes one in a directory of the engine's, and gives it to its owner; one that is already there is an error,
+    /// since its name must be ours alone.
     pub fn create(path: PathBuf, owner: &Credentials) -> Result<Self, DirectoryError> {
         let failed = |source| DirectoryError::Io { path: path.clone(), source };
         DirBuilder::new().mode(0o700).create(&path).map_err(failed)?;
         if geteuid().is_root() {
             lchown(&path, Some(owner.user.as_raw()), Some(owner.group.as_raw())).map_err(failed)?;
         }
-        Ok(Self(path))
+        Ok(Self { path, owner: owner.clone() })
+    }
+
+    /// Makes one as its owner would, in a directory of the owner's.
+    pub fn create_as(path: PathBuf, owner: &Credentials) -> Result<Self, DirectoryError> {
+        let made = as_user(owner, || DirBuilder::new().mode(0o700).create(&path));
+        match made {
+            Ok(()) => Ok(Self { path, owner: owner.clone() }),
+            Err(source) => Err(DirectoryError::Io { path, source }),
+        }
     }
 
     /// Where it is.
     pub fn path(&self) -> &Path {
-        &self.0
+        &self.path
     }
 
     /// Removes it with all that is in it. One that is gone is fine.
     pub fn remove(&self) -> io::Result<()> {
-        match std::fs::remove_dir_all(&self.0) {
+        // What is in it goes as its owner; the directory itself may stand in one of the engine's.
+        let emptied = as_user(&self.owner, || empty(&self.path));
+        match emptied.and_then(|()| std::fs::remove_dir(&self.path)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
     }
+}
+
+fn empty(directory: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(directory)? {
+        let path = entry?.path();
+        // A link to a directory is a link.
+        if path.symlink_metadata()?.is_dir() {
+            std::fs::remove_dir_all(path)?
+        } else {
+            std::fs::remove_file(path)?
+        }
+    }
+    Ok(())
 }
 
 /// Makes the directory with its parents if it is not there, and makes sure that nobody else can put things into it.

@@ -2,13 +2,15 @@
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use nix::unistd::{Gid, Uid, getegid, geteuid, getgroups, setgid, setgroups, setsid, setuid};
+use nix::unistd::{
+    Gid, Uid, getegid, geteuid, getgroups, setfsgid, setfsuid, setgid, setgroups, setsid, setuid,
+};
 
 /// Whom a process runs as.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +29,23 @@ impl Credentials {
         let (user, group) = (geteuid(), getegid());
         Ok(Self { user, group, groups: getgroups()? })
     }
+}
+
+/// Touches files as another user would. What root does in a directory of somebody else's can be turned against it (a
+/// link put in the place of a name between two looks); what that somebody could do alone cannot.
+///
+/// Only root can be another user; for everybody else this is `act` alone.
+pub fn as_user<T>(user: &Credentials, act: impl FnOnce() -> T) -> T {
+    if !geteuid().is_root() {
+        return act();
+    }
+    // Per thread, and for files only (`setfsuid(2)`); neither call can fail for root.
+    let group_before = setfsgid(user.group);
+    let user_before = setfsuid(user.user);
+    let result = act();
+    setfsuid(user_before);
+    setfsgid(group_before);
+    result
 }
 
 /// A process to be started.
@@ -82,4 +101,25 @@ fn log_file(launch: &Launch) -> io::Result<File> {
         std::os::unix::fs::fchown(&log, Some(credentials.user.as_raw()), Some(credentials.group.as_raw()))?;
     }
     Ok(log)
+}
+
+/// So much of what a process said last is read.
+const LAST_WORDS_BYTES: u64 = 2000;
+
+/// The end of what a process wrote into its log; empty where there is nothing. The log is in a directory of that
+/// process's user, who may have put anything in its place: only a plain file is read, and only its end.
+pub fn log_end(log: &Path) -> Vec<u8> {
+    let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
+    let read = || -> io::Result<Vec<u8>> {
+        let mut file = OpenOptions::new().read(true).custom_flags(flags).open(log)?;
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            return Ok(Vec::new());
+        }
+        file.seek(SeekFrom::Start(metadata.len().saturating_sub(LAST_WORDS_BYTES)))?;
+        let mut end = Vec::new();
+        file.take(LAST_WORDS_BYTES).read_to_end(&mut end)?;
+        Ok(end)
+    };
+    read().unwrap_or_default()
 }

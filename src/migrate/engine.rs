@@ -20,7 +20,7 @@ use super::step::survey::Source;
 use super::step::{destination, survey};
 use crate::check::{Blocker, chain};
 use crate::converge::Controller;
-use crate::host::PrivateDirectory;
+use crate::host::{Credentials, PrivateDirectory};
 use crate::qemu::rewrite::Rename;
 use crate::qemu::twin;
 use crate::qmp::words::RunState;
@@ -122,6 +122,7 @@ async fn with_destination(
         }
     };
     let Held { address, client, events, process, directories, renames, moved, log, started_by, .. } = held;
+    let owner = source.view.credentials;
     let mut sides = (
         Side {
             leg: Leg::Source,
@@ -137,7 +138,7 @@ async fn with_destination(
     let driver = Driver::new(sides, Phase::Streaming(guest), plan.limits, controller, history, orders);
     let (conclusion, source, destination) = driver.run(&uri, plan.mode).await;
     let ending =
-        Ending { plan, source, destination, started_by, directories, renames, moved, log, originals };
+        Ending { plan, source, destination, started_by, directories, renames, owner, moved, log, originals };
     Ok(match conclusion.phase {
         Phase::Arrived(rest) => ending.arrived(&conclusion, rest, history, observed, directory).await,
         Phase::Back(rest) => ending.back(&conclusion, rest, history).await.into(),
@@ -196,6 +197,7 @@ struct Ending<'a> {
     started_by: StartedBy,
     directories: Vec<PrivateDirectory>,
     renames: Vec<Rename>,
+    owner: Credentials,
     moved: Vec<Moved>,
     log: Option<PathBuf>,
     originals: Originals,
@@ -223,7 +225,7 @@ impl Ending<'_> {
             }
             (SourceAfter::Quit, Verified::Well) => {
                 match finish::quit(&self.source.client, &self.source.process).await {
-                    Ok(()) => finish::take_names(&self.renames),
+                    Ok(()) => finish::take_names(&self.renames, &self.owner),
                     Err(error) => {
                         remainder.push(error.to_string());
                         finish::kept_names(&self.renames)

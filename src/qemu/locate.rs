@@ -1,6 +1,7 @@
 //! Finds the QEMU that the user means: its monitor, its process, its command line.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -89,6 +90,21 @@ pub enum LocateError {
     /// It has no monitor that can be reached.
     #[error("process {0} has no QMP monitor on a socket")]
     NoMonitor(i32),
+    /// Another process listens where its monitor was.
+    #[error("the monitor of process {pid} was at {address}, and now process {other} listens there")]
+    Another {
+        /// Where.
+        address: Address,
+        /// The process that was named.
+        pid: i32,
+        /// The one that listens.
+        other: i32,
+    },
+    /// A monitor that anybody on the way could speak to.
+    #[error(
+        "the monitor at {0} is not on this machine: whoever is on the way there could take the guest over"
+    )]
+    NotLoopback(Address),
     /// It belongs to somebody else.
     #[error("the QEMU at {address} (process {pid}) runs as user {user}, and this is user {own}")]
     OtherUser {
@@ -133,6 +149,9 @@ pub async fn locate(name: &QemuName, leg: Leg, deadlines: Deadlines) -> Result<L
             let address = monitor_of(&view, &line)?;
             check_user(&address, &view)?;
             let client = connect(&address, leg, deadlines).await?;
+            if let Some(other) = client.peer_pid().filter(|other| other != pid) {
+                return Err(LocateError::Another { address, pid: *pid, other });
+            }
             Ok(Located { address, client, process: Some((view, line)) })
         }
     }
@@ -145,8 +164,9 @@ pub fn monitor_of(view: &ProcessView, line: &CommandLine) -> Result<Address, Loc
         let path = view.working_directory.join(path);
         [public_name(&path), path]
     });
-    let listens = |path: &PathBuf| listening_process(path) == Some(view.pid) || path.exists();
-    if let Some(address) = candidates.filter(listens).find_map(|path| Address::unix(path).ok()) {
+    // One that nobody is seen to listen at may be another network namespace's, or another user's.
+    let mine = |path: &PathBuf| listening_process(path).map_or_else(|| path.exists(), |pid| pid == view.pid);
+    if let Some(address) = candidates.filter(mine).find_map(|path| Address::unix(path).ok()) {
         return Ok(address);
     }
     if let Some(address) = line.values("qmp").find_map(tcp_server) {
@@ -168,6 +188,12 @@ fn tcp_server(device: &str) -> Option<Address> {
 }
 
 async fn connect(address: &Address, leg: Leg, deadlines: Deadlines) -> Result<Client, LocateError> {
+    if let Address::Tcp { host, .. } = address
+        && host != "localhost"
+        && !host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    {
+        return Err(LocateError::NotLoopback(address.clone()));
+    }
     Client::connect(address, leg, deadlines).await.map_err(|error| {
         let holder = match (&error, address.path()) {
             (ConnectError::NoGreeting { .. }, Some(path)) => holder_of(path),

@@ -15,6 +15,8 @@
 //! | `-D` | a log of its own | the same |
 //! | `-gdb`, `-s` | dropped, with a warning | a debugger's port cannot be listened on twice |
 //! | `-machine pc`, `q35` or none | the versioned type that the source has | aliases differ between QEMUs |
+//! | `-readconfig` | refused | what stands in the file would have to be rewritten too |
+//! | relative paths with `-daemonize` | refused | the directory that they were relative to is not known any more |
 //! | `-snapshot`, `snapshot=on` | refused | the overlay is a private temporary file of the source |
 //! | shared memory in a file | refused | the destination would write into the running guest (proved on 10.0) |
 
@@ -88,6 +90,14 @@ pub enum RewriteError {
         "guest memory is shared through a file ({0}): a destination on this host would write into the running guest"
     )]
     SharedMemory(String),
+    /// Options in a file, which this version does not read.
+    #[error("the guest was started with -readconfig {0}, and what stands in that file cannot be rewritten")]
+    ConfigurationFile(String),
+    /// A relative path whose directory is not known any more.
+    #[error(
+        "the guest was started with -daemonize and the relative path {0}: what it is relative to is not known any more"
+    )]
+    LostDirectory(String),
     /// Disks whose writes go to a private temporary file.
     #[error("the source runs with {0}: what it wrote is in a temporary file that no second QEMU can open")]
     Snapshot(String),
@@ -110,6 +120,7 @@ pub fn rewrite(source: &CommandLine, setting: &Setting<'_>) -> Result<Rewritten,
             warnings: Vec::new(),
         },
         devices: 0,
+        relative: None,
     };
     if let Some(qemu) = setting.qemu {
         work.rewritten.line.launcher.clear();
@@ -120,6 +131,9 @@ pub fn rewrite(source: &CommandLine, setting: &Setting<'_>) -> Result<Rewritten,
     }
     if let (Some(machine), false) = (setting.machine, source.has("machine") || source.has("M")) {
         work.push(CommandOption::with_value("machine", machine));
+    }
+    if let (true, Some(path)) = (source.has("daemonize"), work.relative.take()) {
+        return Err(RewriteError::LostDirectory(path));
     }
     work.choose_qmp();
     work.push(CommandOption::flag("S"));
@@ -144,6 +158,8 @@ struct Work<'a> {
     rewritten: Rewritten,
     /// Character devices added so far; their ids count on from here.
     devices: usize,
+    /// A path that was relative, if there was one.
+    relative: Option<String>,
 }
 
 impl Work<'_> {
@@ -156,6 +172,13 @@ impl Work<'_> {
         match option.name.as_str() {
             "S" | "incoming" | "loadvm" | "daemonize" => {}
             "snapshot" => return Err(RewriteError::Snapshot("-snapshot".to_owned())),
+            "readconfig" => return Err(RewriteError::ConfigurationFile(value.to_owned())),
+            "vnc" if value.starts_with("unix:") => {
+                let (path, rest) = value.split_once(',').map_or((value, ""), |(path, rest)| (path, rest));
+                let own = self.own_name("vnc", Path::new(path.trim_start_matches("unix:")));
+                let comma = if rest.is_empty() { "" } else { "," };
+                self.push(CommandOption::with_value("vnc", format!("unix:{}{comma}{rest}", own.display())));
+            }
             "s" | "gdb" => self.warn(
                 "gdb-dropped",
                 "the gdb stub is not carried over: its port cannot be listened on twice",
@@ -255,6 +278,9 @@ impl Work<'_> {
     /// A name of the destination's own for a file or socket that only one QEMU can have.
     fn own_name(&mut self, what: &str, path: &Path) -> PathBuf {
         let public = public_name(path);
+        if public.is_relative() {
+            self.relative = Some(public.display().to_string());
+        }
         let name = public.file_name().map_or_else(|| PathBuf::from(what), PathBuf::from);
         let beside =
             public.parent().unwrap_or(Path::new("")).join(format!("{PRIVATE_PREFIX}{}", self.setting.id));

@@ -144,3 +144,19 @@ fn another_qemu_replaces_loader_and_program() {
          -global migration.x-events=on -incoming tcp:0:4444"
     );
 }
+
+#[test]
+fn what_cannot_be_read_or_found_is_refused() {
+    assert!(matches!(rewritten("-readconfig /etc/vm.cfg"), Err(RewriteError::ConfigurationFile(_))));
+    assert!(matches!(rewritten("-daemonize -qmp unix:vm.qmp,server"), Err(RewriteError::LostDirectory(_))));
+    rewritten("-daemonize -qmp unix:/run/vm.qmp,server").unwrap();
+}
+
+#[test]
+fn a_vnc_socket_is_not_stolen() {
+    assert!(
+        options("-vnc unix:/run/vnc,password=on")
+            .starts_with("-vnc unix:/run/.qmigrate-k3f9x2ab/vnc,password=on ")
+    );
+    assert!(options("-vnc :1").starts_with("-vnc :1 "));
+}

@@ -6,7 +6,7 @@ use std::process::Child;
 use std::time::Duration;
 
 use super::rewrite::Rewritten;
-use crate::host::{DirectoryError, Launch, PrivateDirectory, ProcessHandle, ProcessView, launch};
+use crate::host::{DirectoryError, Launch, PrivateDirectory, ProcessHandle, ProcessView, launch, log_end};
 use crate::qmp::wire::printable;
 use crate::qmp::{Address, AddressError, Client, ConnectError, Deadlines, Leg};
 
@@ -16,8 +16,6 @@ const START_WITHIN: Duration = Duration::from_secs(30);
 const LAST_BREATH: Duration = Duration::from_secs(1);
 /// How often a monitor that is not there yet is looked for.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
-/// So much of what a QEMU said before it died is shown.
-const LAST_WORDS_BYTES: usize = 2000;
 
 /// A destination that is there and waits, held.
 #[derive(Debug)]
@@ -55,6 +53,14 @@ pub enum TwinError {
     /// Its monitor never came.
     #[error("the destination is there, but its QMP monitor did not come within {} s", START_WITHIN.as_secs())]
     NoMonitor(#[source] ConnectError),
+    /// Somebody else listens where its monitor should be.
+    #[error("at {address}, where the destination's monitor should be, listens process {pid}")]
+    Stranger {
+        /// Where.
+        address: Address,
+        /// Who.
+        pid: i32,
+    },
     /// Nobody wants it any more.
     #[error("cancelled while the destination was starting")]
     Aborted,
@@ -106,7 +112,7 @@ async fn start_in(
     abort: impl Future<Output = ()>,
 ) -> Result<(Client, ProcessHandle), TwinError> {
     for path in &rewritten.directories {
-        directories.push(PrivateDirectory::create(path.clone(), &source.credentials)?);
+        directories.push(PrivateDirectory::create_as(path.clone(), &source.credentials)?);
     }
     let address = Address::unix(rewritten.qmp.clone())?;
     let command = rewritten.line.render();
@@ -129,6 +135,10 @@ async fn start_in(
         connected = monitor(&address, &mut child, log) => connected,
         () = abort => Err(TwinError::Aborted),
     };
+    let connected = connected.and_then(|client| match client.peer_pid() {
+        Some(peer) if peer != pid => Err(TwinError::Stranger { address: address.clone(), pid: peer }),
+        _ => Ok(client),
+    });
     match connected {
         Ok(client) => {
             reap_in_the_end(child);
@@ -188,9 +198,8 @@ fn died(child: &mut Child, log: &Path) -> Option<TwinError> {
 
 /// The end of what a QEMU wrote, safe to print.
 pub fn last_words(log: &Path) -> String {
-    let text = std::fs::read(log).unwrap_or_default();
-    let end = &text[text.len().saturating_sub(LAST_WORDS_BYTES)..];
-    let words = String::from_utf8_lossy(end);
+    let end = log_end(log);
+    let words = String::from_utf8_lossy(&end);
     let lines = words.lines().map(str::trim).filter(|line| !line.is_empty()).map(printable);
     let joined = lines.collect::<Vec<_>>().join("; ");
     if joined.is_empty() { "nothing".to_owned() } else { joined }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use qapi_qmp as words;
 
-use crate::host::ProcessHandle;
+use crate::host::{Credentials, ProcessHandle, as_user};
 use crate::qemu::ANSWER_WITHIN;
 use crate::qemu::rewrite::Rename;
 use crate::qmp::words::{MigrationInfo, RunState, StatusInfo};
@@ -84,10 +84,10 @@ pub struct Names {
 
 /// Gives the guest the names that its users know. Only after the source has gone: a QEMU that exits unlinks its
 /// sockets by name, whoever is bound to them by then (`qemu.md` N8).
-pub fn take_names(renames: &[Rename]) -> Names {
+pub fn take_names(renames: &[Rename], owner: &Credentials) -> Names {
     let mut names = Names::default();
     for rename in renames {
-        match take_name(rename) {
+        match as_user(owner, || take_name(rename)) {
             Ok(()) => {}
             Err(error) => {
                 names.moved.push(moved(rename));
@@ -144,7 +144,7 @@ mod tests {
             std::fs::write(&rename.temporary, "new").unwrap();
         }
         std::fs::write(&renames[0].public, "old").unwrap();
-        let names = take_names(&renames);
+        let names = take_names(&renames, &Credentials::own().unwrap());
         assert!(names.moved.is_empty() && names.failures.is_empty());
         assert_eq!(std::fs::read_to_string(&renames[0].public).unwrap(), "new");
         assert!(!private.exists());
@@ -158,7 +158,7 @@ mod tests {
             temporary: base.path().join("missing"),
             public: base.path().join("public"),
         };
-        let names = take_names(std::slice::from_ref(&rename));
+        let names = take_names(std::slice::from_ref(&rename), &Credentials::own().unwrap());
         assert_eq!(names.failures.len(), 1);
         assert_eq!(names.moved[0].to, rename.temporary.display().to_string());
     }
