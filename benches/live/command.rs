@@ -13,7 +13,7 @@ use crate::series::{Moved, Setting};
 /// The program under test, as `cargo bench` has built it: with the release profile.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_qmigrate");
 /// How often the peak of a process' memory is read; the last reading stands.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// A command that has ended.
 #[derive(Debug)]
