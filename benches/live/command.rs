@@ -10,7 +10,8 @@ use serde_json::Value;
 
 use crate::series::{Moved, Setting};
 
-/// The program under test, as `cargo bench` has built it: with the release profile.
+/// The program under test, as `cargo bench` has built it: with the release profile, and with the hold points of the
+/// tests, which cost one look at the environment per phase.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_qmigrate");
 /// How often the peak of a process' memory is read; the last reading stands.
 const LOOK_EVERY: Duration = Duration::from_millis(50);

@@ -52,6 +52,31 @@ pub(crate) fn load() -> String {
     read("/proc/loadavg").split(' ').take(3).collect::<Vec<_>>().join(" ")
 }
 
+/// The time of this machine's processors so far, in ticks.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ticks {
+    all: u64,
+    /// Of these, what a virtual machine was kept from by its host; the load average does not show it.
+    stolen: u64,
+}
+
+impl Ticks {
+    pub(crate) fn now() -> Self {
+        let text = read("/proc/stat");
+        let numbers = text.lines().next().unwrap_or_default().split_ascii_whitespace().skip(1);
+        // The last two are times of guests, which are in the first two already.
+        let ticks: Vec<u64> = numbers.take(8).filter_map(|number| number.parse().ok()).collect();
+        Self { all: ticks.iter().sum(), stolen: ticks.get(7).copied().unwrap_or(0) }
+    }
+
+    /// The share that was stolen since then, in per cent.
+    #[expect(clippy::cast_precision_loss, reason = "ticks of hours")]
+    pub(crate) fn stolen_since(self, start: Self) -> f64 {
+        let all = self.all.saturating_sub(start.all).max(1);
+        self.stolen.saturating_sub(start.stolen) as f64 / all as f64 * 100.0
+    }
+}
+
 fn version(qemu: &Path) -> anyhow::Result<String> {
     let output = Command::new(qemu)
         .arg("--version")

@@ -31,7 +31,7 @@ use anyhow::Context;
 use clap::{Parser, ValueEnum};
 use qmigrate::guest::Accelerator;
 
-use crate::host::Host;
+use crate::host::{Host, Ticks};
 use crate::results::Results;
 use crate::series::Setting;
 
@@ -98,6 +98,7 @@ fn measure(arguments: &Arguments) -> anyhow::Result<()> {
     let wanted = |name| arguments.series.is_empty() || arguments.series.contains(&name);
 
     println!("{host}\n");
+    let start = Ticks::now();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         if wanted(Name::WholeCommand) {
@@ -115,7 +116,11 @@ fn measure(arguments: &Arguments) -> anyhow::Result<()> {
         }
         anyhow::Ok(())
     })?;
-    println!("Load average at the end: {}.", host::load());
+    let stolen = Ticks::now().stolen_since(start);
+    println!(
+        "Load average at the end: {}; {stolen:.1} % of the processors' time went to other machines.",
+        host::load()
+    );
     eprintln!("results: {}", results.path().display());
     Ok(())
 }
