@@ -13,7 +13,7 @@ use super::pattern::Content;
 use super::workload::PAGE_BYTES;
 
 /// Words in a page.
-pub(super) const WORDS: usize = PAGE_BYTES / 4;
+pub const WORDS: usize = PAGE_BYTES / 4;
 /// The body's generator is `x = 5 x + BODY_STEP`, seeded by the mixed index: full period, two instructions a word.
 pub(super) const BODY_STEP: u32 = 0x3c6e_f35f;
 pub(super) const BODY_SEED: u32 = 0x5157_4755;
@@ -54,7 +54,7 @@ pub(super) const fn check_word(index: u32, stamp: u32) -> u32 {
 }
 
 /// Writes into `page` what the page of that index holds after the write with that stamp.
-pub(super) fn expected(page: &mut [u32; WORDS], index: u32, stamp: u32, content: Content) {
+pub fn expected(page: &mut [u32; WORDS], index: u32, stamp: u32, content: Content) {
     let seed = mix(index ^ BODY_SEED);
     match content {
         Content::Compressible => page.fill(seed),

@@ -88,6 +88,8 @@ pub enum SubjectError {
 pub struct Subject {
     /// What it does.
     pub workload: Workload,
+    /// How it was started: a twin has another monitor.
+    pub machine: Machine,
     /// Who sees its heart.
     pub observer: Observer,
     /// The QEMU that it was started in.
@@ -107,6 +109,7 @@ impl Subject {
         workload: Workload,
         directory: &Path,
     ) -> Result<Self, SubjectError> {
+        let failed = |source| SubjectError::Start { qemu: qemu.to_owned(), source };
         let image = memfd(&workload)?;
         let observer = Observer::listen(&directory.join("beats"))?;
         let qmp = directory.join("qmp");
@@ -118,10 +121,10 @@ impl Subject {
             qmp: qmp.clone(),
             heartbeat: observer.path().to_owned(),
         };
-        let mut command = vec![qemu.as_os_str().to_owned()];
+        // It starts in the guest's directory, from which a relative path names something else.
+        let mut command = vec![std::path::absolute(qemu).map_err(failed)?.into_os_string()];
         command.extend(machine.arguments());
         let log = directory.join("source.log");
-        let failed = |source| SubjectError::Start { qemu: qemu.to_owned(), source };
         let mut child = launch(&Launch {
             command,
             environment: std::env::vars_os().collect(),
@@ -135,6 +138,7 @@ impl Subject {
         std::thread::spawn(move || child.wait());
         let subject = Self {
             workload,
+            machine,
             observer,
             process,
             monitor: Address::unix(qmp)?,
