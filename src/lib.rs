@@ -1,4 +1,43 @@
-//! Live migration of bare QEMU guests.
+//! Live migration of bare QEMU guests: a running guest moves from one QEMU process to another, by QMP and nothing
+//! else. No libvirt, no cluster, no agent, no configuration.
+//!
+//! # The promise
+//!
+//! At no moment, under any fault, do source and destination both run the guest. A guest that runs nowhere is said so.
+//! Budgets are hard: nothing sets a downtime limit above the one allowed, and a blackout that outlasts it is ended by
+//! giving the guest back to its source, for as long as there is a way back. After a failure the source is left as it
+//! was found. Downtime is measured, and each figure names its clock and its error.
+//!
+//! # The picture
+//!
+//! ```text
+//!                    control socket ◄── status, watch, set, pause, cancel (other shells)
+//!                          │
+//!            ┌─────────────▼──────────────┐
+//!            │  migrate: phase (pure) ◄── driver ──► history ──► report: progress, json
+//!            │                            │  │    │
+//!            └────────────────────────────┼──┼────┘
+//!        QMP events, answers, commands    │  │   QMP
+//!                  ┌──────────────────────┘  └──────────────────┐
+//!            ┌─────▼──────┐        the stream            ┌──────▼───────┐
+//!            │ source     │ ───────────────────────────► │ destination  │  started from the source's own
+//!            │ QEMU       │      a private socket        │ QEMU -S      │  command line, held until `cont`
+//!            └────────────┘                              └──────────────┘
+//! ```
+//!
+//! A migration is one straight line, readable in [`migrate::engine`]: the source is surveyed ([`check`]), the
+//! destination started ([`qemu`]), both are prepared, the [`migrate::driver`] drives until nothing more happens, and one
+//! of the ends follows. Which side may run the guest is a value of the phase
+//! ([`migrate::phase::Phase::may_run`]), and a property test holds the phase machine to the first promise.
+//!
+//! # Where to find what
+//!
+//! The rooms below stand in the order in which they may use each other: each uses only those above it.
+//!
+//! To move a guest from your own program, make a [`migrate::plan::Plan`] and give it to [`migrate::engine::run`]; what
+//! comes back is a [`record::Outcome`], and the whole course is in the [`record::Record`]. To speak QMP and nothing
+//! more, take [`qmp::Client`]. To test something else that migrates, take the [`guest`], whose memory can be proven
+//! byte by byte, and [`observe::heartbeat`], which sees from outside when it ran.
 
 /// Bytes, rates and durations: parsed and shown in one way.
 pub mod units;
@@ -16,13 +55,13 @@ pub mod observe;
 pub mod converge;
 /// Every blocker at once.
 pub mod check;
-/// Moving one guest.
+/// Moving one guest: phases, driver, steps.
 pub mod migrate;
-/// The running engine's own socket.
+/// The running engine's own socket: status, limits, decisions from other shells.
 pub mod control;
 /// The embedded test guest: a boot image assembled from this repository's own source.
 pub mod guest;
 /// Faces of a record: progress, json, summary.
 pub mod report;
-/// Experiments on top of the engine.
+/// Experiments on top of the engine: the demo, and its subject.
 pub mod lab;

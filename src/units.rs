@@ -53,8 +53,7 @@ impl UnitError {
 }
 
 /// A number of bytes, more than none.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Size(NonZeroU64);
 
 impl Size {
@@ -104,8 +103,22 @@ impl FromStr for Size {
 
 /// Bytes per second, more than none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(try_from = "u64", into = "u64")]
 pub struct Rate(NonZeroU64);
+
+impl TryFrom<u64> for Rate {
+    type Error = &'static str;
+
+    fn try_from(bytes_per_second: u64) -> Result<Self, Self::Error> {
+        Self::from_bytes_per_second(bytes_per_second).ok_or("a rate is 1 to 2^63 - 1 bytes per second")
+    }
+}
+
+impl From<Rate> for u64 {
+    fn from(rate: Rate) -> Self {
+        rate.bytes_per_second()
+    }
+}
 
 impl Rate {
     /// A rate of so many bytes per second; `None` for zero and for what QEMU could not hold (2^63 and more).
@@ -152,8 +165,22 @@ impl FromStr for Rate {
 /// The longest blackout that the user allows: 1 ms to 2000 s, the range of QEMU's own `downtime-limit`
 /// (`qapi/migration.json`, `MAX_MIGRATE_DOWNTIME`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(try_from = "u64", into = "u64")]
 pub struct DowntimeMs(u64);
+
+impl TryFrom<u64> for DowntimeMs {
+    type Error = &'static str;
+
+    fn try_from(milliseconds: u64) -> Result<Self, Self::Error> {
+        Self::new(milliseconds).ok_or("a downtime is 1 to 2000000 ms")
+    }
+}
+
+impl From<DowntimeMs> for u64 {
+    fn from(downtime: DowntimeMs) -> Self {
+        downtime.milliseconds()
+    }
+}
 
 impl DowntimeMs {
     /// QEMU refuses a longer one.

@@ -111,9 +111,9 @@ fn empty(directory: &Path) -> io::Result<()> {
         let path = entry?.path();
         // A link to a directory is a link.
         if path.symlink_metadata()?.is_dir() {
-            std::fs::remove_dir_all(path)?
+            std::fs::remove_dir_all(path)?;
         } else {
-            std::fs::remove_file(path)?
+            std::fs::remove_file(path)?;
         }
     }
     Ok(())

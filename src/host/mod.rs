@@ -1,7 +1,7 @@
 //! Where a QEMU lives: its process, its sockets, and the engine's own directories on that host.
 //!
 //! This room knows processes and files, and nothing of QEMU or of migration. A process is named by more than its
-//! number ([`ProcessIdentity`]) and is watched and ended through a pidfd ([`ProcessHandle`]), so that a recycled
+//! number ([`ProcessIdentity`](crate::host::ProcessIdentity)) and is watched and ended through a pidfd ([`ProcessHandle`](crate::host::ProcessHandle)), so that a recycled
 //! number is never taken for it.
 
 /// The engine's own directories: private, owned by the right user, never in /tmp.

@@ -145,11 +145,7 @@ impl Subject {
             directory: directory.to_owned(),
             _image: image,
         };
-        if let Err(error) = subject.wait_until_it_works(&log).await {
-            // It may have ended already.
-            let _ = subject.process.kill();
-            return Err(error);
-        }
+        subject.wait_until_it_works(&log).await?;
         Ok(subject)
     }
 
@@ -206,6 +202,14 @@ impl Subject {
         client.call(&words::pmemsave { val: address, size: length, filename }, PIECE_WITHIN).await?;
         let read = std::fs::read(&path).and_then(|bytes| std::fs::remove_file(&path).map(|()| bytes));
         read.map_err(|source| SubjectError::Memory { path, source })
+    }
+}
+
+/// The QEMU in which an experiment's guest was started ends with the experiment, also where that ends early. After a
+/// move it has ended already.
+impl Drop for Subject {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
     }
 }
 

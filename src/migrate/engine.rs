@@ -1,7 +1,7 @@
 //! One migration, from the plan to its outcome.
 //!
-//! The order of a migration can be read in [`attempt`]: survey, destination, prepare, drive, and one of the ends.
-//! After the outcome the guest is in exactly one of the places that [`Whereabouts`] names, and the exit code says
+//! The order of a migration can be read in the private functions `attempt` and `with_destination`: survey, destination, prepare, drive, and one of the ends.
+//! After the outcome the guest is in exactly one of the places that [`Whereabouts`](crate::record::Whereabouts) names, and the exit code says
 //! which kind of end it was.
 
 use std::path::{Path, PathBuf};
@@ -172,10 +172,9 @@ async fn prepare_both(
 async fn look(source: &mut Side) -> AtSource {
     source.events = source.client.events();
     match finish::state(&source.client).await {
-        Ok(RunState::Running) => AtSource::Running,
+        // Where it does not answer the driver asks again, and finds out what is wrong.
+        Ok(RunState::Running) | Err(_) => AtSource::Running,
         Ok(_) => AtSource::Standing,
-        // The driver asks again, and finds out what is wrong.
-        Err(_) => AtSource::Running,
     }
 }
 

@@ -1,25 +1,33 @@
 //! Moving one guest.
+//!
+//! - [`plan`](crate::migrate::plan) says what is to be moved, and is fixed before anything starts.
+//! - [`engine`](crate::migrate::engine) is the straight line from the plan to the outcome.
+//! - [`step`](crate::migrate::step) holds what happens once: survey, destination, prepare, finish.
+//! - [`phase`](crate::migrate::phase) is the part that must be right, as a pure function, drawn in its documentation.
+//! - [`driver`](crate::migrate::driver) lets it meet the world: the only writer of a migration's state.
+//! - [`watchdog`](crate::migrate::watchdog) knows when a blackout or a silence has lasted too long.
+//! - [`history`](crate::migrate::history) is the record as it grows, [`order`](crate::migrate::order) what people ask.
 
+/// What is to be moved, where to, and within which limits.
+pub mod plan;
 /// One migration, from the plan to its outcome.
 pub mod engine;
+/// What happens once, in order.
+pub mod step;
+/// The phases as one pure function.
+pub mod phase;
 /// The only writer of a migration's state.
 pub mod driver;
-/// Points at which a test holds the engine still.
-#[cfg(feature = "hold-points")]
-mod hold;
+/// One side of a migration: its connection, its events, its process.
+pub mod side;
+/// When a blackout or a silent stream has lasted too long.
+pub mod watchdog;
 /// The record of a running migration, and those who watch it grow.
 pub mod history;
 /// What people may ask of a running migration.
 pub mod order;
 /// The sentence at the end.
 mod outcome;
-/// The phases as one pure function.
-pub mod phase;
-/// What is to be moved, where to, and within which limits.
-pub mod plan;
-/// One side of a migration.
-pub mod side;
-/// What happens once, in order.
-pub mod step;
-/// When a blackout or a silent stream has lasted too long.
-pub mod watchdog;
+/// Points at which a test holds the engine still.
+#[cfg(feature = "hold-points")]
+mod hold;

@@ -283,8 +283,7 @@ fn streaming(guest: Guest, input: &Input) -> (Phase, Option<Action>) {
     let is_held = guest.at_source == AtSource::Held;
     match input {
         // Our own `stop`, by consent, is no news.
-        Input::Source(Seen::Stopped) if is_held => (stay, None),
-        Input::Source(Seen::State(RunState::Paused)) if is_held => (stay, None),
+        Input::Source(Seen::Stopped | Seen::State(RunState::Paused)) if is_held => (stay, None),
         // Somebody's `stop`, or the switchover: the run state tells. Only a guest that ran can stop.
         Input::Source(Seen::Stopped) => {
             (Phase::Streaming(guest.now(AtSource::Running)), Some(Action::AskSource))
@@ -340,10 +339,6 @@ fn switchover(
         (Input::Destination(Seen::Status(MigrationStatus::Completed)), _) => both(guest, source, true),
         // Somebody else has told the destination to run it.
         (Input::Destination(Seen::Resumed), _) => (Phase::Arrived(Rest::Running), None),
-        // Somebody else has told the source to run it, after it had completed: then it must stay there.
-        (Input::Source(Seen::Resumed | Seen::State(RunState::Running)), SourceEnd::Completed) => {
-            retreat(Retreat::Clearing, Action::KillDestination)
-        }
         (Input::Source(Seen::Gone), _) => both(guest, SourceEnd::Gone, destination_completed),
         (Input::Source(Seen::Status(MigrationStatus::Completed)), SourceEnd::Sending) => {
             both(guest, SourceEnd::Completed, destination_completed)
@@ -359,9 +354,13 @@ fn switchover(
         (Input::Retreat | Input::BlackoutOver, SourceEnd::Sending) => {
             retreat(Retreat::Stopping, Action::YankSource)
         }
-        (Input::Retreat | Input::BlackoutOver, SourceEnd::Completed) => {
-            retreat(Retreat::Clearing, Action::KillDestination)
-        }
+        // The last two: somebody else has told the source to run it, after it had completed; then it must stay there.
+        (
+            Input::Retreat
+            | Input::BlackoutOver
+            | Input::Source(Seen::Resumed | Seen::State(RunState::Running)),
+            SourceEnd::Completed,
+        ) => retreat(Retreat::Clearing, Action::KillDestination),
         // What a source that has ended sent last may still be on its way into a destination that is slow or stopped:
         // that one is the guest's only chance, and is left as it is.
         (Input::GiveUp, SourceEnd::Gone) => (Phase::Undecided(MayRun::Destination), None),
@@ -381,11 +380,13 @@ fn armed(guest: Guest, source_gone: bool, input: &Input) -> (Phase, Option<Actio
         Input::Destination(Seen::Resumed) => (Phase::Arrived(Rest::Running), None),
         Input::Destination(Seen::Gone) if source_gone => (Phase::Lost, None),
         Input::Destination(Seen::Gone) => back(Retreat::Reviving, Action::AskSource),
-        Input::DestinationSilent | Input::Retreat | Input::BlackoutOver if !source_gone => {
-            back(Retreat::Clearing, Action::KillDestination)
-        }
-        // Somebody else has told the source to run it, after it had completed: then it must stay there.
-        Input::Source(Seen::Resumed | Seen::State(RunState::Running)) if !source_gone => {
+        // The last two: somebody else has told the source to run it, after it had completed; then it must stay there.
+        Input::DestinationSilent
+        | Input::Retreat
+        | Input::BlackoutOver
+        | Input::Source(Seen::Resumed | Seen::State(RunState::Running))
+            if !source_gone =>
+        {
             back(Retreat::Clearing, Action::KillDestination)
         }
         Input::Source(Seen::Gone) => (Phase::Armed { guest, source_gone: true }, None),
@@ -427,20 +428,17 @@ fn retreating(guest: Guest, retreat: Retreat, input: &Input) -> (Phase, Option<A
         (_, Input::Source(Seen::Gone)) => (Phase::Lost, None),
         (_, Input::GiveUp) => (Phase::Undecided(stay.may_run()), None),
 
-        // The cancel came too late. The destination must not run it any more.
-        (Retreat::Stopping | Retreat::Settling, Input::Source(Seen::Status(MigrationStatus::Completed))) => {
-            on(Retreat::Clearing, Action::KillDestination)
-        }
+        // The cancel came too late, or somebody else has told the destination to run it while the source is about to:
+        // either way the destination must not run it any more.
+        (
+            Retreat::Stopping | Retreat::Settling,
+            Input::Source(Seen::Status(MigrationStatus::Completed)) | Input::Destination(Seen::Resumed),
+        ) => on(Retreat::Clearing, Action::KillDestination),
         (Retreat::Stopping, Input::Source(Seen::Status(status))) if is_over(status) => {
             on(Retreat::Settling, Action::AskSource)
         }
         // With multifd on a dead link `migrate_cancel` hangs until the link is back; `yank` does not.
         (Retreat::Stopping, Input::Overdue | Input::BlackoutOver) => (stay, Some(Action::YankSource)),
-
-        // Somebody else has told the destination to run it, while the source is about to.
-        (Retreat::Stopping | Retreat::Settling, Input::Destination(Seen::Resumed)) => {
-            on(Retreat::Clearing, Action::KillDestination)
-        }
 
         (Retreat::Clearing, Input::Destination(Seen::Gone)) => on(Retreat::Reviving, Action::AskSource),
         (Retreat::Clearing, Input::Overdue) => (stay, Some(Action::KillDestination)),

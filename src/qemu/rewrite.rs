@@ -1,7 +1,7 @@
 //! The destination's command line, made from the source's.
 //!
 //! Both QEMUs run side by side on one host for a while, so whatever only one of them can have gets a name of the
-//! destination's own ([`Rename`]): a unix socket copied as it stands would be unlinked and bound anew by the
+//! destination's own ([`Rename`](crate::qemu::rewrite::Rename)): a unix socket copied as it stands would be unlinked and bound anew by the
 //! destination, and the source's monitor would be out of reach (run on 5.2 to 11.1, `qemu.md` section 7). The new
 //! name stands in a private directory *beside* the old one, `.qmigrate-ID`, since a bound socket can be renamed only
 //! within its file system; once the source has gone, the old name is taken over by a rename. A guest that is moved a

@@ -1,6 +1,6 @@
 //! One migration as plain, versioned data; every output is drawn from it.
 //!
-//! The engine appends [`Entry`] values while it works and folds them into a [`Record`]. A progress line, a JSON
+//! The engine appends [`Entry`](crate::record::Entry) values while it works and folds them into a [`Record`](crate::record::Record). A progress line, a JSON
 //! stream, a status answer and a report file are all faces of that one value, so that they cannot disagree.
 //!
 //! ```text
@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Names in the JSON carry their units (`_ms`, `_bytes`, `_bytes_per_second`). A reader checks
-//! [`SCHEMA`]: it grows when a name changes its meaning or goes away, not when one is added.
+//! [`SCHEMA`](crate::record::SCHEMA): it grows when a name changes its meaning or goes away, not when one is added.
 
 /// What is measured on the way: samples, passes, decisions.
 mod course;

@@ -39,12 +39,12 @@ async fn a_destination_frozen_in_the_final_copy_gives_the_guest_back_within_budg
     let budget = Duration::from_secs(1);
     let before = settings(&lab.subject.connect().await.unwrap()).await;
     // The final copy of half a gibibyte takes a few hundred milliseconds; the engine is held as it hears of it.
-    let mut held = lab.migrate_held("switchover", &["--max-downtime", "1s"]);
-    let hold = held.wait();
+    let mut engine = lab.migrate_held("switchover", &["--max-downtime", "1s"]);
+    let hold = engine.wait();
     let destination = lab.destination();
     signal(destination, Signal::SIGSTOP);
     drop(hold);
-    let ended = held.end();
+    let ended = engine.end();
     assert_eq!(settings(&lab.subject.connect().await.unwrap()).await, before, "the source is left as found");
     back_and_again(&lab, &ended, destination, budget).await;
 }
@@ -55,14 +55,14 @@ async fn control_lost_after_both_completed_gives_the_guest_back_within_budget_an
         return;
     };
     let before = settings(&lab.subject.connect().await.unwrap()).await;
-    let mut held = lab.migrate_held("armed", &[]);
-    let hold = held.wait();
+    let mut engine = lab.migrate_held("armed", &[]);
+    let hold = engine.wait();
     let destination = lab.destination();
     signal(destination, Signal::SIGSTOP);
     // Until what was heard of it last is no sign of life any more.
     tokio::time::sleep(Duration::from_millis(50)).await;
     drop(hold);
-    let ended = held.end();
+    let ended = engine.end();
     assert_eq!(settings(&lab.subject.connect().await.unwrap()).await, before, "the source is left as found");
     back_and_again(&lab, &ended, destination, Duration::from_millis(300)).await;
 }
@@ -70,25 +70,25 @@ async fn control_lost_after_both_completed_gives_the_guest_back_within_budget_an
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_destination_killed_after_both_completed_gives_the_guest_back() {
     let Some(lab) = Lab::start("killed_after_both_completed", 16, Some("10MiB/s")).await else { return };
-    let mut held = lab.migrate_held("armed", &[]);
-    let hold = held.wait();
+    let mut engine = lab.migrate_held("armed", &[]);
+    let hold = engine.wait();
     let destination = lab.destination();
     signal(destination, Signal::SIGKILL);
     until("the destination has ended", async || !lives(destination)).await;
     drop(hold);
-    back_and_again(&lab, &held.end(), destination, Duration::from_millis(300)).await;
+    back_and_again(&lab, &engine.end(), destination, Duration::from_millis(300)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_destination_killed_while_it_is_sent_to_leaves_the_guest_where_it_is() {
     let Some(lab) = Lab::start("killed_while_sent_to", 16, Some("10MiB/s")).await else { return };
-    let mut held = lab.migrate_held("streaming", &["--max-bandwidth", "5MiB/s"]);
-    let hold = held.wait();
+    let mut engine = lab.migrate_held("streaming", &["--max-bandwidth", "5MiB/s"]);
+    let hold = engine.wait();
     let destination = lab.destination();
     signal(destination, Signal::SIGKILL);
     until("the destination has ended", async || !lives(destination)).await;
     drop(hold);
-    back_and_again(&lab, &held.end(), destination, Duration::from_millis(300)).await;
+    back_and_again(&lab, &engine.end(), destination, Duration::from_millis(300)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -96,13 +96,13 @@ async fn a_source_killed_after_both_completed_does_not_take_the_guest_with_it() 
     let Some(lab) = Lab::start("source_killed_after_both_completed", 16, Some("10MiB/s")).await else {
         return;
     };
-    let mut held = lab.migrate_held("armed", &[]);
-    let hold = held.wait();
+    let mut engine = lab.migrate_held("armed", &[]);
+    let hold = engine.wait();
     let destination = lab.destination();
     signal(lab.source(), Signal::SIGKILL);
     until("the source has ended", async || !lives(lab.source())).await;
     drop(hold);
-    let ended = held.end();
+    let ended = engine.end();
     assert_eq!(ended.result()["guest"], "running_on_destination", "{ended:?}");
     assert_eq!(ended.code, 0, "{ended:?}");
     lab.never_two(lab.source(), destination);
@@ -113,12 +113,12 @@ async fn a_source_killed_after_both_completed_does_not_take_the_guest_with_it() 
 async fn ctrl_c_while_memory_is_sent_leaves_the_source_as_it_was() {
     let Some(lab) = Lab::start("ctrl_c_while_sent", 16, Some("10MiB/s")).await else { return };
     let before = settings(&lab.subject.connect().await.unwrap()).await;
-    let mut held = lab.migrate_held("streaming", &["--max-bandwidth", "5MiB/s"]);
-    let hold = held.wait();
+    let mut engine = lab.migrate_held("streaming", &["--max-bandwidth", "5MiB/s"]);
+    let hold = engine.wait();
     let destination = lab.destination();
-    signal(held.child.id().try_into().unwrap(), Signal::SIGINT);
+    signal(engine.child.id().try_into().unwrap(), Signal::SIGINT);
     drop(hold);
-    let ended = held.end();
+    let ended = engine.end();
     assert!(ended.stderr.contains("Ctrl-C"), "{ended:?}");
     assert_eq!(settings(&lab.subject.connect().await.unwrap()).await, before);
     back_and_again(&lab, &ended, destination, Duration::from_millis(300)).await;
@@ -127,15 +127,15 @@ async fn ctrl_c_while_memory_is_sent_leaves_the_source_as_it_was() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sigterm_after_both_completed_still_gives_the_guest_back() {
     let Some(lab) = Lab::start("sigterm_after_both_completed", 16, Some("10MiB/s")).await else { return };
-    let mut held = lab.migrate_held("armed", &[]);
-    let hold = held.wait();
+    let mut engine = lab.migrate_held("armed", &[]);
+    let hold = engine.wait();
     let destination = lab.destination();
     // Stopped, so that its silence keeps the engine from `cont` until the signal is heard.
     signal(destination, Signal::SIGSTOP);
     tokio::time::sleep(Duration::from_millis(50)).await;
-    signal(held.child.id().try_into().unwrap(), Signal::SIGTERM);
+    signal(engine.child.id().try_into().unwrap(), Signal::SIGTERM);
     drop(hold);
-    let ended = held.end();
+    let ended = engine.end();
     assert!(ended.stderr.contains("SIGTERM"), "{ended:?}");
     back_and_again(&lab, &ended, destination, Duration::from_millis(300)).await;
 }
@@ -143,12 +143,12 @@ async fn sigterm_after_both_completed_still_gives_the_guest_back() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cancel_after_cont_was_sent_comes_too_late_and_says_so() {
     let Some(lab) = Lab::start("a_cancel_after_cont", 16, Some("10MiB/s")).await else { return };
-    let mut held = lab.migrate_held("committed", &[]);
-    let hold = held.wait();
+    let mut engine = lab.migrate_held("committed", &[]);
+    let hold = engine.wait();
     let (source, destination) = (lab.source(), lab.destination());
-    signal(held.child.id().try_into().unwrap(), Signal::SIGINT);
+    signal(engine.child.id().try_into().unwrap(), Signal::SIGINT);
     drop(hold);
-    let ended = held.end();
+    let ended = engine.end();
     assert_eq!(ended.code, 0, "{ended:?}");
     lab.never_two(source, destination);
     lab.prove().await;

@@ -66,26 +66,19 @@ impl Lab {
         *pids.last().expect("a destination has connected to the observer")
     }
 
-    /// The built command on this guest.
-    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_qmigrate"));
-        command.args(arguments).stdin(Stdio::null());
-        command
-    }
-
     /// Moves the guest.
     pub(crate) fn migrate(&self, arguments: &[&str]) -> Ended {
         let monitor = self.monitor();
         let mut all = vec!["migrate", &monitor, "--json"];
         all.extend(arguments);
-        run(self.command(&all))
+        run(command(&all))
     }
 
     /// Begins to move the guest, with the engine held as it enters a phase.
     pub(crate) fn migrate_held(&self, phase: &str, arguments: &[&str]) -> Held {
         let socket = self.directory.path().join(format!("hold-{phase}"));
         let listener = UnixListener::bind(&socket).unwrap();
-        let mut command = self.command(&["migrate", &self.monitor(), "--json"]);
+        let mut command = command(&["migrate", &self.monitor(), "--json"]);
         command.args(arguments).env("QMIGRATE_HOLD", format!("{phase}={}", socket.display()));
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         Held { child, listener, socket }
@@ -147,6 +140,13 @@ impl Drop for Lab {
             }
         }
     }
+}
+
+/// The built command.
+pub(crate) fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_qmigrate"));
+    command.args(arguments).stdin(Stdio::null());
+    command
 }
 
 /// A command that has ended.

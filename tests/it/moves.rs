@@ -6,7 +6,7 @@ use qapi_qmp as words;
 use qmigrate::qmp::words::RunState;
 use qmigrate::qmp::{Client, Deadlines, Leg};
 
-use crate::lab::{Lab, SOON, lives, run, until};
+use crate::lab::{Lab, SOON, command, lives, run, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_moves_in_a_row_lose_nothing_and_keep_the_first_name() {
@@ -115,11 +115,11 @@ async fn a_literal_incoming_address_is_taken_as_it_is() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_number_names_a_guest_too() {
     let Some(lab) = Lab::start("a_process_number", 16, Some("10MiB/s")).await else { return };
-    let ended = run(lab.command(&["migrate", &format!("pid:{}", lab.source())]));
+    let ended = run(command(&["migrate", &format!("pid:{}", lab.source())]));
     assert_eq!(ended.code, 0, "{ended:?}");
     lab.prove().await;
     // The second time, its command line shows a name that it had only for a while.
-    let ended = run(lab.command(&["migrate", &format!("pid:{}", lab.destination())]));
+    let ended = run(command(&["migrate", &format!("pid:{}", lab.destination())]));
     assert_eq!(ended.code, 0, "{ended:?}");
     lab.prove().await;
 }
@@ -128,27 +128,27 @@ async fn a_process_number_names_a_guest_too() {
 async fn an_engine_without_its_terminal_is_followed_and_driven_from_other_shells() {
     let Some(lab) = Lab::start("an_engine_without_its_terminal", 64, Some("10MiB/s")).await else { return };
     let source = lab.source();
-    let detach = lab.command(&["migrate", &lab.monitor(), "--detach", "--max-bandwidth", "10MiB/s"]).output();
+    let detach = command(&["migrate", &lab.monitor(), "--detach", "--max-bandwidth", "10MiB/s"]).output();
     let detach = detach.unwrap();
     assert!(detach.status.success(), "{detach:?}");
     let id = String::from_utf8(detach.stdout).unwrap().trim().to_owned();
 
-    let status = run(lab.command(&["status", &lab.monitor(), "--json"]));
+    let status = run(command(&["status", &lab.monitor(), "--json"]));
     assert_eq!((status.code, &status.lines[0]["id"]), (0, &id.clone().into()), "{status:?}");
-    let list = run(lab.command(&["list", "--json"]));
+    let list = run(command(&["list", "--json"]));
     let row = list.lines.iter().find(|row| row["pid"] == source).unwrap();
     assert_eq!(row["state"], format!("source of {id}"));
 
-    let set = run(lab.command(&["set", &id, "--max-bandwidth", "1GiB/s", "--max-downtime", "200ms"]));
+    let set = run(command(&["set", &id, "--max-bandwidth", "1GiB/s", "--max-downtime", "200ms"]));
     assert_eq!(set.code, 0, "{set:?}");
-    let watch = run(lab.command(&["watch", &id, "--json"]));
+    let watch = run(command(&["watch", &id, "--json"]));
     assert_eq!((watch.code, &watch.result()["end"]), (0, &"migrated".into()), "{watch:?}");
     lab.never_two(source, lab.destination());
     lab.prove().await;
 
-    let after = run(lab.command(&["status", &id, "--json"]));
+    let after = run(command(&["status", &id, "--json"]));
     assert_eq!(after.lines[0]["outcome"]["end"], "migrated", "{after:?}");
-    let late = run(lab.command(&["cancel", &id]));
+    let late = run(command(&["cancel", &id]));
     assert_eq!(late.code, 2, "{late:?}");
 }
 
@@ -157,19 +157,19 @@ async fn a_pause_ends_a_migration_that_would_not_and_a_cancel_undoes_one() {
     let Some(lab) = Lab::start("a_pause_and_a_cancel", 64, Some("40MiB/s")).await else { return };
     let source = lab.source();
     let slowly = ["migrate", &lab.monitor(), "--detach", "--max-bandwidth", "20MiB/s"];
-    assert!(lab.command(&slowly).status().unwrap().success());
-    let cancel = run(lab.command(&["cancel", &lab.monitor()]));
+    assert!(command(&slowly).status().unwrap().success());
+    let cancel = run(command(&["cancel", &lab.monitor()]));
     assert_eq!(cancel.code, 0, "{cancel:?}");
     until("the engine has ended", async || {
-        run(lab.command(&["status", &lab.monitor(), "--json"])).lines[0]["outcome"]["end"] == "not_migrated"
+        run(command(&["status", &lab.monitor(), "--json"])).lines[0]["outcome"]["end"] == "not_migrated"
     })
     .await;
     lab.beats_on(source);
 
-    assert!(lab.command(&slowly).status().unwrap().success());
-    let pause = run(lab.command(&["pause", &lab.monitor()]));
+    assert!(command(&slowly).status().unwrap().success());
+    let pause = run(command(&["pause", &lab.monitor()]));
     assert_eq!(pause.code, 0, "{pause:?}");
-    let watch = run(lab.command(&["watch", &lab.monitor()]));
+    let watch = run(command(&["watch", &lab.monitor()]));
     assert_eq!(watch.code, 0, "{watch:?}");
     lab.never_two(source, lab.destination());
     lab.prove().await;
@@ -184,17 +184,17 @@ async fn somebody_elses_migration_is_seen_and_driven_where_the_monitor_is_free()
     let uri = Some(format!("unix:{}", nowhere.display()));
     client.call(&words::migrate { uri, channels: None, detach: None, resume: None }, SOON).await.unwrap();
     drop(client);
-    let status = run(lab.command(&["status", &lab.monitor(), "--json"]));
+    let status = run(command(&["status", &lab.monitor(), "--json"]));
     assert_eq!((status.code, &status.lines[0]["type"]), (0, &"foreign".into()), "{status:?}");
-    let set = run(lab.command(&["set", &lab.monitor(), "--max-downtime", "77ms"]));
+    let set = run(command(&["set", &lab.monitor(), "--max-downtime", "77ms"]));
     assert_eq!(set.code, 0, "{set:?}");
     let client = lab.subject.connect().await.unwrap();
     let parameters = client.call(&words::query_migrate_parameters {}, SOON).await.unwrap();
     assert_eq!(parameters["downtime-limit"], 77);
     drop(client);
-    let cancel = run(lab.command(&["cancel", &lab.monitor()]));
+    let cancel = run(command(&["cancel", &lab.monitor()]));
     assert_eq!(cancel.code, 0, "{cancel:?}");
-    let watch = run(lab.command(&["watch", &lab.monitor()]));
+    let watch = run(command(&["watch", &lab.monitor()]));
     assert_eq!(watch.code, 1, "{watch:?}");
     lab.beats_on(lab.source());
 }
