@@ -67,6 +67,9 @@ pub struct Machine {
     pub kernel: Option<PathBuf>,
     /// Where QEMU listens for QMP.
     pub qmp: PathBuf,
+    /// Where it listens for QMP once more, if it should: a monitor serves one client, and a person may want one while
+    /// an engine has the other.
+    pub second_qmp: Option<PathBuf>,
     /// Where the heartbeat's observer listens. It must listen already, and the source's and the destination's are the same.
     pub heartbeat: PathBuf,
 }
@@ -84,8 +87,10 @@ impl Machine {
             argument("-kernel".into());
             argument(kernel.into());
         }
-        argument("-qmp".into());
-        argument(option(&["unix:".as_ref(), &value(&self.qmp), ",server=on,wait=off".as_ref()]));
+        for qmp in std::iter::once(&self.qmp).chain(&self.second_qmp) {
+            argument("-qmp".into());
+            argument(option(&["unix:".as_ref(), &value(qmp), ",server=on,wait=off".as_ref()]));
+        }
         argument("-chardev".into());
         argument(option(&["socket,id=heartbeat,path=".as_ref(), &value(&self.heartbeat)]));
         argument("-device".into());
@@ -177,6 +182,7 @@ pub fn probe_kvm(qemu: &Path, directory: &Path, most: Duration) -> Result<Durati
         memory: workload.memory(),
         kernel: Some(image.path()),
         qmp: directory.join("probe-qmp"),
+        second_qmp: None,
         heartbeat: observer.path().to_owned(),
     };
     let _files = Files([said.clone(), machine.qmp.clone()]);
@@ -253,6 +259,7 @@ mod tests {
             memory: Size::from_mebibytes(256).unwrap(),
             kernel: Some("/proc/1/fd/5".into()),
             qmp: "/run/a,b/qmp".into(),
+            second_qmp: None,
             heartbeat: "/run/a,b/heartbeat".into(),
         };
         let expected = "-nodefaults -no-user-config -display none -machine pc,accel=tcg -m 256M -kernel /proc/1/fd/5 \

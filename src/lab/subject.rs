@@ -26,6 +26,8 @@ const PIECE_BYTES: u64 = 64 << 20;
 /// A piece is written to a file by QEMU; a slow disk takes a while.
 const PIECE_WITHIN: Duration = Duration::from_secs(60);
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// The monitor for whoever wants to meddle, in the subject's directory.
+pub const SECOND_MONITOR: &str = "second-qmp";
 
 /// An experiment's guest cannot be had, or cannot be looked at.
 #[derive(Debug, thiserror::Error)]
@@ -119,6 +121,7 @@ impl Subject {
             memory: workload.memory(),
             kernel: Some(image.path()),
             qmp: qmp.clone(),
+            second_qmp: Some(directory.join(SECOND_MONITOR)),
             heartbeat: observer.path().to_owned(),
         };
         // It starts in the guest's directory, from which a relative path names something else.

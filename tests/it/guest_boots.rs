@@ -85,6 +85,7 @@ impl Guest {
             memory: workload.memory(),
             kernel: Some(image.path()),
             qmp: at("qmp"),
+            second_qmp: None,
             heartbeat: at("heartbeat"),
         };
         let process = Process::start(qemu, &machine.arguments(), at("log"));
@@ -316,6 +317,7 @@ fn a_working_set_beyond_the_memory_is_refused_by_the_guest() {
         memory,
         kernel: Some(image.path()),
         qmp: at("qmp"),
+        second_qmp: None,
         heartbeat: observer.path().to_owned(),
     };
     let process = Process::start(&qemu, &machine.arguments(), at("log"));

@@ -10,10 +10,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use qapi_qmp as words;
 use qmigrate::guest::{Accelerator, Content, Pattern, Workload};
-use qmigrate::lab::subject::Subject;
+use qmigrate::lab::subject::{SECOND_MONITOR, Subject};
 use qmigrate::observe::heartbeat::{Handover, Sequence};
-use qmigrate::qmp::Client;
 use qmigrate::qmp::words::{RunState, StatusInfo};
+use qmigrate::qmp::{Client, Deadlines, Leg};
 use qmigrate::units::Size;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -51,6 +51,13 @@ impl Lab {
 
     pub(crate) fn monitor(&self) -> String {
         self.subject.monitor.to_string()
+    }
+
+    /// A second client, on a monitor of its own.
+    pub(crate) async fn somebody(&self) -> Client {
+        let address =
+            format!("unix:{}", self.directory.path().join(SECOND_MONITOR).display()).parse().unwrap();
+        Client::connect(&address, Leg::Source, Deadlines::default()).await.unwrap()
     }
 
     /// The process that the guest was started in.
@@ -123,7 +130,7 @@ impl Lab {
 
     /// What is left beside the guest's own files.
     pub(crate) fn left_behind(&self) -> Vec<PathBuf> {
-        let own = ["beats", "qmp", "source.log"];
+        let own = ["beats", "qmp", SECOND_MONITOR, "source.log"];
         let entries = std::fs::read_dir(self.directory.path()).unwrap().map(|entry| entry.unwrap().path());
         entries.filter(|path| !own.iter().any(|own| path.ends_with(own))).collect()
     }

@@ -30,3 +30,5 @@ mod guest_boots;
 mod moves;
 /// The hand-over when something goes wrong in it.
 mod handover;
+/// People and programs that meddle while a guest is moved.
+mod meddling;
