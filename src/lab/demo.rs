@@ -1,6 +1,6 @@
 //! The embedded guest, moved and proven, with nothing to prepare.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use qapi_qmp as words;
@@ -102,56 +102,56 @@ pub fn look(plan: &DemoPlan) -> Result<Setting, DemoError> {
     let version = qemu_version(&plan.qemu)?;
     let (accelerator, why_not_kvm) = match plan.accelerator {
         Some(accelerator) => (accelerator, None),
-        None => {
-            match with_directory(plan, "probe", |directory| Ok(probe_kvm(&plan.qemu, directory, KVM_WITHIN)?))
-            {
-                Ok(_) => (Accelerator::Kvm, None),
-                Err(error) => (Accelerator::Tcg, Some(crate::check::chain(&error))),
-            }
-        }
+        None => match probe(plan) {
+            Ok(()) => (Accelerator::Kvm, None),
+            Err(error) => (Accelerator::Tcg, Some(crate::check::chain(&error))),
+        },
     };
     let live = accelerator == Accelerator::Kvm || version >= LIVE_UNDER_TCG;
     Ok(Setting { accelerator, version, mode: if live { Mode::Live } else { Mode::NonLive }, why_not_kvm })
 }
 
-fn with_directory<T>(
-    plan: &DemoPlan,
-    what: &str,
-    act: impl FnOnce(&Path) -> Result<T, DemoError>,
-) -> Result<T, DemoError> {
-    let directory = directory(plan, what)?;
-    let result = act(directory.path());
-    // What cannot be removed is below our own runtime directory, and harms nothing.
-    let _ = directory.remove();
-    result
+/// A directory for the demo alone, which goes when the demo does, however that ends.
+#[derive(Debug)]
+struct Scratch(PrivateDirectory);
+
+impl Scratch {
+    fn create(plan: &DemoPlan, what: &str) -> Result<Self, DemoError> {
+        let path = plan.runtime_directory.join(format!("{}-{what}", plan.id));
+        Ok(Self(PrivateDirectory::create(path, &Credentials::own()?)?))
+    }
 }
 
-fn directory(plan: &DemoPlan, what: &str) -> Result<PrivateDirectory, DemoError> {
-    let path = plan.runtime_directory.join(format!("{}-{what}", plan.id));
-    Ok(PrivateDirectory::create(path, &Credentials::own()?)?)
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.remove() {
+            tracing::warn!(directory = %self.0.path().display(), %error, "not removed");
+        }
+    }
+}
+
+/// Whether KVM really runs the guest here.
+fn probe(plan: &DemoPlan) -> Result<(), DemoError> {
+    let directory = Scratch::create(plan, "probe")?;
+    probe_kvm(&plan.qemu, directory.0.path(), KVM_WITHIN)?;
+    Ok(())
 }
 
 /// A demo whose guest runs.
 #[derive(Debug)]
 pub struct Demo {
+    /// Before the directory, in which its QEMU has its files: what stands first goes first.
     subject: Subject,
-    directory: PrivateDirectory,
+    _directory: Scratch,
     /// The migration to come.
     pub plan: Plan,
 }
 
-/// Starts the guest.
+/// Starts the guest. A start that is given up leaves nothing behind.
 pub async fn start(plan: &DemoPlan, setting: &Setting) -> Result<Demo, DemoError> {
-    let directory = directory(plan, "demo")?;
-    let subject =
-        Subject::start(&plan.qemu, setting.accelerator, plan.workload.clone(), directory.path()).await;
-    let subject = match subject {
-        Ok(subject) => subject,
-        Err(error) => {
-            let _ = directory.remove();
-            return Err(error.into());
-        }
-    };
+    let directory = Scratch::create(plan, "demo")?;
+    let (workload, place) = (plan.workload.clone(), directory.0.path());
+    let subject = Subject::start(&plan.qemu, setting.accelerator, workload, place).await?;
     let monitor = subject.monitor.clone();
     let migration = Plan {
         id: plan.id.clone(),
@@ -165,7 +165,7 @@ pub async fn start(plan: &DemoPlan, setting: &Setting) -> Result<Demo, DemoError
         lost_writes: LostWrites::Refuse,
         directory: plan.runtime_directory.join(plan.id.as_str()),
     };
-    Ok(Demo { subject, directory, plan: migration })
+    Ok(Demo { subject, _directory: directory, plan: migration })
 }
 
 impl Demo {
@@ -246,8 +246,8 @@ impl Demo {
             .then(|| format!("{beats} heartbeats were seen, and the guest has counted {ticks}"))
     }
 
-    /// Ends both QEMUs for certain, and removes what was made for the demo.
-    async fn end(self, destination_pid: Option<i32>) {
+    /// Ends both QEMUs for certain.
+    async fn end(&self, destination_pid: Option<i32>) {
         if let Ok(client) = self.subject.connect().await {
             let _ = client.call(&words::quit {}, BEAT_WITHIN).await;
         }
@@ -257,9 +257,6 @@ impl Demo {
                 let _ = process.kill();
                 process.ended_within(BEAT_WITHIN).await;
             }
-        }
-        if let Err(error) = self.directory.remove() {
-            tracing::warn!(%error, "the demo's directory was not removed");
         }
     }
 }
