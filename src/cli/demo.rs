@@ -81,11 +81,17 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         runtime_directory: runtime_directory()?,
     };
     let hinted = |error: demo::DemoError| Hinted::new(&error.into(), hint(&arguments));
-    let signals = Signals::catch()?;
+    let mut signals = Signals::catch()?;
     let setting = demo::look(&plan).map_err(hinted)?;
     introduce(&plan, &setting);
     let report = arguments.output.open_report()?;
-    let demo = demo::start(&plan, &setting).await.map_err(hinted)?;
+    let demo = tokio::select! {
+        demo = demo::start(&plan, &setting) => demo.map_err(hinted)?,
+        reason = signals.next() => {
+            say!("{reason} before the guest was there");
+            return Ok(ExitCode::from(End::NotMigrated.exit_code()));
+        }
+    };
     let mut session = Session::open(&demo.plan, &arguments.output, report, signals, &plan.runtime_directory)?;
     let (outcome, findings) = demo.run(&mut session.history, &mut session.orders).await;
     let code = session.close(&outcome).await;

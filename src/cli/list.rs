@@ -111,9 +111,9 @@ fn print(rows: &[Row]) {
         say!("no QEMU runs on this host, as far as this user can see");
         return;
     }
-    data!("{:>8}  {:<16}  {:<22}  {:<10}  QMP", "PID", "NAME", "STATE", "MIGRATION");
+    show!("{:>8}  {:<16}  {:<22}  {:<10}  QMP", "PID", "NAME", "STATE", "MIGRATION");
     for row in rows {
         let (name, qmp) = (row.name.as_deref().unwrap_or("-"), row.qmp.as_deref().unwrap_or("-"));
-        data!("{:>8}  {name:<16}  {:<22}  {:<10}  {qmp}", row.pid, row.state, row.migration);
+        show!("{:>8}  {name:<16}  {:<22}  {:<10}  {qmp}", row.pid, row.state, row.migration);
     }
 }

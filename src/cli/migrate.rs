@@ -9,8 +9,10 @@ use qmigrate::host::runtime_directory;
 use qmigrate::migrate::engine::{self, Services};
 use qmigrate::migrate::phase::AtDestination;
 use qmigrate::migrate::plan::{Destination, Incoming, Limits, LostWrites, Mode, Plan, SourceAfter};
+use qmigrate::migrate::step::destination;
+use qmigrate::migrate::step::survey::survey;
 use qmigrate::qemu::QemuName;
-use qmigrate::record::{MigrationId, Observed};
+use qmigrate::record::{End, MigrationId, Observed};
 use qmigrate::units::{DowntimeMs, Rate, parse_duration};
 
 use super::session::{OutputArguments, Session, Signals};
@@ -45,6 +47,9 @@ pub(crate) struct Arguments {
     /// Returns once the stream runs; `qmigrate watch` follows it from any shell.
     #[arg(long, conflicts_with = "json")]
     detach: bool,
+    /// Prints the destination's command line, after all checks; changes nothing.
+    #[arg(long, conflicts_with = "detach")]
+    dry_run: bool,
     /// Moves a guest live also where QEMU is known to lose its writes (TCG before 9.0).
     #[arg(long = "unsafe")]
     accept_lost_writes: bool,
@@ -91,6 +96,10 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     }
     let runtime = runtime_directory()?;
     let output = arguments.output.clone();
+    if arguments.dry_run {
+        let plan = plan(arguments, source, incoming, &runtime);
+        return Ok(dry_run(&plan).await);
+    }
     let signals = Signals::catch()?;
     let report = output.open_report()?;
     let plan = plan(arguments, source, incoming, &runtime);
@@ -102,6 +111,35 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     };
     let outcome = engine::run(&plan, services).await;
     Ok(session.close(&outcome).await)
+}
+
+/// Looks at everything and prints the destination's command line, so that a shell would read it back.
+async fn dry_run(plan: &Plan) -> ExitCode {
+    let source = match survey(plan).await {
+        Ok(source) => source,
+        Err(blockers) => {
+            for blocker in &blockers {
+                refuse(blocker, blocker.hint.as_deref());
+            }
+            return ExitCode::from(End::Refused.exit_code());
+        }
+    };
+    match destination::command_line(plan, &source) {
+        Ok(Some(rewritten)) => {
+            for warning in &rewritten.warnings {
+                say!("warning: {}", warning.message);
+            }
+            let words = rewritten.line.render();
+            let words = words.iter().map(|word| word.to_string_lossy());
+            data!("{}", shell_words::join(words));
+            ExitCode::SUCCESS
+        }
+        Ok(None) => {
+            say!("nothing stands in the way; the destination is there already");
+            ExitCode::SUCCESS
+        }
+        Err(blocker) => refuse(&blocker, blocker.hint.as_deref()),
+    }
 }
 
 /// Where the destination listens: where a source on this machine can be told to send to.

@@ -1,13 +1,16 @@
 //! What was typed, and what is meant by it.
 
-/// A line for people, on standard error. Unlike `eprintln!` it survives a terminal or a reader that has gone away.
+/// Lines for people, on standard error.
 macro_rules! say {
-    ($($words:tt)*) => {{
-        let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("{}\n", format_args!($($words)*)).as_bytes());
-    }};
+    ($($words:tt)*) => { $crate::cli::put(&mut std::io::stderr(), &format!($($words)*)) };
 }
 
-/// A line of data, on standard output. Unlike `println!` it survives a reader that has gone away.
+/// Lines for people who asked for them, on standard output.
+macro_rules! show {
+    ($($words:tt)*) => { $crate::cli::put(&mut std::io::stdout(), &format!($($words)*)) };
+}
+
+/// A line for programs, on standard output, as it is.
 macro_rules! data {
     ($($words:tt)*) => {{
         let _ = std::io::Write::write_all(&mut std::io::stdout(), format!("{}\n", format_args!($($words)*)).as_bytes());
@@ -37,11 +40,13 @@ mod target;
 /// `watch`: follows a migration to its end.
 mod watch;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ErrorKind};
 use clap::{Parser, Subcommand};
 use qmigrate::host::DirectoryError;
+use qmigrate::qmp::wire::printable;
 use qmigrate::units::UnitError;
 
 /// Moves running QEMU guests from one process to another: no libvirt, no cluster, no agent.
@@ -70,6 +75,14 @@ enum Command {
     Pause(pause::Arguments),
     #[command(visible_alias = "abort")]
     Cancel(cancel::Arguments),
+}
+
+/// Writes lines. Unlike `println!` it survives a terminal or a reader that has gone away; and what a QEMU, a guest or
+/// another process has said cannot speak to the terminal: control characters are escaped.
+pub(crate) fn put(output: &mut impl Write, text: &str) {
+    for line in text.lines() {
+        let _ = output.write_all(format!("{}\n", printable(line)).as_bytes());
+    }
 }
 
 /// Does what was typed.

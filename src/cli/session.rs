@@ -61,15 +61,22 @@ impl Signals {
         })
     }
 
+    /// The next SIGINT or SIGTERM; a closed terminal is none.
+    pub(crate) async fn next(&mut self) -> &'static str {
+        loop {
+            return tokio::select! {
+                _ = self.interrupt.recv() => "cancelled by Ctrl-C",
+                _ = self.terminate.recv() => "cancelled by SIGTERM",
+                _ = self.hangup.recv() => continue,
+            };
+        }
+    }
+
     /// SIGINT and SIGTERM cancel, also when they came before there was anything to cancel; a closed terminal does not.
     fn cancel(mut self, commander: Commander) {
         tokio::spawn(async move {
             loop {
-                let reason = tokio::select! {
-                    _ = self.interrupt.recv() => "cancelled by Ctrl-C",
-                    _ = self.terminate.recv() => "cancelled by SIGTERM",
-                    _ = self.hangup.recv() => continue,
-                };
+                let reason = self.next().await;
                 if let Err(refusal) = commander.give(Request::Cancel(reason.to_owned())).await {
                     say!("not cancelled: {refusal}");
                 }

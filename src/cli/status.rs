@@ -24,7 +24,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Ok(Target::Engine(engine)) => show(&engine.record, arguments.json)?,
         Ok(Target::Past(record)) => show(&record, arguments.json)?,
         Ok(Target::Foreign(_, info)) if arguments.json => data!("{}", foreign_json(&info)),
-        Ok(Target::Foreign(_, info)) => data!("{}", foreign_line(&info)),
+        Ok(Target::Foreign(_, info)) => show!("{}", foreign_line(&info)),
         Err(blocker) => return Ok(refuse(&blocker, blocker.hint.as_deref())),
     }
     Ok(ExitCode::SUCCESS)
@@ -44,7 +44,7 @@ fn show(record: &Record, json: bool) -> anyhow::Result<()> {
         None => status_lines(record),
     };
     for line in lines {
-        data!("{line}");
+        show!("{line}");
     }
     Ok(())
 }

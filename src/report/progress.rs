@@ -6,6 +6,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::migrate::history::Witness;
+use crate::qmp::wire::printable;
 use crate::record::{Entry, PhaseName, Record, Sample};
 use crate::units::{show_bytes, show_duration};
 
@@ -37,7 +38,9 @@ impl Progress {
         Self { face: Face::Terminal(bar) }
     }
 
+    /// A line, in which whatever others have said cannot speak to the terminal.
     fn say(&self, text: &str) {
+        let text = printable(text);
         match &self.face {
             Face::Terminal(bar) => bar.println(text),
             Face::Lines => {

@@ -225,3 +225,20 @@ async fn a_destination_that_the_user_started_gets_the_guest() {
     let waited = tokio::task::spawn_blocking(move || destination.wait());
     tokio::time::timeout(Duration::from_secs(20), waited).await.unwrap().unwrap().unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dry_run_prints_the_destinations_command_line_and_changes_nothing() {
+    let Some(lab) = Lab::start("a_dry_run", 16, Some("10MiB/s")).await else { return };
+    let output = command(&["migrate", &lab.monitor(), "--dry-run"]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let words = shell_words::split(&String::from_utf8(output.stdout).unwrap()).unwrap();
+    assert!(
+        words.iter().any(|word| word.starts_with("pc-i440fx-") && word.ends_with(",accel=tcg")),
+        "{words:?}"
+    );
+    assert_eq!(words[words.len() - 3..], ["-S", "-incoming", "defer"]);
+    assert_eq!(lab.left_behind(), [] as [std::path::PathBuf; 0]);
+    lab.beats_on(lab.source());
+    assert_eq!(lab.migrate(&[]).code, 0);
+    lab.prove().await;
+}
