@@ -13,18 +13,21 @@
 
 use std::time::{Duration, Instant};
 
+/// What the phase machine says, done.
+mod act;
 /// Orders of people: cancel, pause, new limits.
 mod people;
 /// How far the stream is, and what the controller makes of it.
 mod progress;
 
+use act::read;
 use qapi_qmp as words;
 use tokio::sync::mpsc;
 use tokio::time::{Instant as TokioInstant, sleep_until};
 
 use super::history::History;
 use super::order::{Order, Orders};
-use super::phase::{Action, AtSource, Input, Phase, Retreat, Seen, SourceEnd};
+use super::phase::{AtSource, Input, Phase, Retreat, Seen, SourceEnd};
 use super::plan::{Limits, Mode};
 use super::side::{Contact, Side, Word};
 use super::watchdog::Watchdog;
@@ -66,6 +69,14 @@ pub struct Conclusion {
     pub shutdown: Option<String>,
 }
 
+impl Conclusion {
+    /// Whether it went wrong on the destination's side, so that what that had to say is of interest. A destination
+    /// whose stream was cancelled complains too.
+    pub fn blames_destination(&self) -> bool {
+        self.reason.as_ref().is_some_and(|reason| reason.contains("destination"))
+    }
+}
+
 /// An answer that has come.
 #[derive(Debug)]
 enum Answer {
@@ -105,6 +116,8 @@ pub struct Driver<'a> {
     /// How often the source's guest has stopped or started: an answer that was asked for before the last time says
     /// nothing of now.
     source_changes: u64,
+    /// Whether a cancel, or what amounts to one, came from here.
+    has_cancelled: bool,
 }
 
 impl<'a> Driver<'a> {
@@ -145,6 +158,7 @@ impl<'a> Driver<'a> {
             step_overdue_at: None,
             give_up_at: None,
             source_changes: 0,
+            has_cancelled: false,
         }
     }
 
@@ -202,7 +216,14 @@ impl<'a> Driver<'a> {
         }
     }
 
+    /// A process has ended. What it said before comes first: its last events may still be on their way here.
     async fn ended(&mut self, leg: Leg) {
+        while self.side(leg).contact == Contact::Heard {
+            match tokio::time::timeout(LAST_BREATH, self.side(leg).events.next()).await {
+                Ok(Ok(heard)) => self.heard(leg, &heard).await,
+                Ok(Err(_)) | Err(_) => break,
+            }
+        }
         self.side(leg).contact = Contact::Ended;
         self.explain(&format!("the {leg}'s process has ended"));
         self.take(on(leg, Seen::Gone)).await;
@@ -268,7 +289,13 @@ impl<'a> Driver<'a> {
         let at_us = heard.event.timestamp_microseconds;
         tracing::debug!(%leg, event = heard.event.name, data = %heard.event.data, "event");
         let seen = match Notice::from(&heard.event) {
-            Notice::Migration(status) => Seen::Status(status),
+            Notice::Migration(status) => {
+                let is_cancelled = matches!(status, MigrationStatus::Cancelling | MigrationStatus::Cancelled);
+                if leg == Leg::Source && is_cancelled && !self.has_cancelled {
+                    self.explain("another client cancelled the migration");
+                }
+                Seen::Status(status)
+            }
             Notice::Stop => {
                 if leg == Leg::Source {
                     self.source_changes += 1;
@@ -471,98 +498,6 @@ impl<'a> Driver<'a> {
         matches!(self.phase, Phase::Streaming(guest) if guest.at_source == AtSource::Held)
     }
 
-    /// Puts an action on its way; gives an input where its answer is known at once.
-    fn perform(&mut self, action: Action) -> Option<Input> {
-        tracing::debug!(?action, "action");
-        match action {
-            Action::AskSource => self.ask_state(Leg::Source),
-            Action::AskDestination => self.ask_state(Leg::Destination),
-            Action::CancelSource => {
-                self.send(Leg::Source, &words::migrate_cancel {}, |answer| {
-                    Answer::Cancelled(answer.map(drop))
-                });
-            }
-            Action::YankSource => self.yank(),
-            Action::ContinueSource => {
-                self.send(Leg::Source, &words::cont {}, |answer| {
-                    Answer::Continued(Leg::Source, answer.map(drop))
-                });
-            }
-            Action::ContinueDestination => self.send(Leg::Destination, &words::cont {}, |answer| {
-                Answer::Continued(Leg::Destination, answer.map(drop))
-            }),
-            Action::ProveDestination => {
-                if self.destination.process.has_ended() {
-                    return Some(Input::Destination(Seen::Gone));
-                }
-                if self.destination.client.last_heard().elapsed() < FRESH {
-                    return Some(Input::DestinationAlive);
-                }
-                self.prove_destination();
-            }
-            Action::KillDestination => {
-                if let Err(error) = self.destination.process.kill() {
-                    tracing::warn!(%error, "the destination cannot be ended");
-                }
-                if self.destination.process.has_ended() {
-                    return Some(Input::Destination(Seen::Gone));
-                }
-            }
-        }
-        None
-    }
-
-    fn ask_state(&self, leg: Leg) {
-        let changes = self.source_changes;
-        self.send(leg, &words::query_status {}, move |answer| {
-            Answer::State(leg, changes, answer.and_then(|value| read(leg, value)))
-        });
-    }
-
-    /// Breaks the stream, out of band: in the blackout nothing else is answered. A QEMU before 6.0 knows no `yank`,
-    /// and gets the cancel that it may answer later.
-    fn yank(&self) {
-        let command = words::yank { instances: vec![words::YankInstance::migration] };
-        let (client, source) = (self.source.client.send_out_of_band(&command), self.source.client.clone());
-        tokio::spawn(async move {
-            if let Err(error) = client.within(ANSWER).await {
-                tracing::debug!(%error, "yank");
-                if error.is_command_not_found() || matches!(error, CallError::NoOutOfBand { .. }) {
-                    let _ = source.call(&words::migrate_cancel {}, ANSWER).await;
-                }
-            }
-        });
-    }
-
-    /// One round trip with what is left of the blackout as its deadline, and with 100 ms at least.
-    fn prove_destination(&self) {
-        let left = self.watchdog.blackout_over_at().map(|at| at.saturating_duration_since(Instant::now()));
-        let deadline = left.unwrap_or(LAST_CALL).clamp(Duration::from_millis(100), LAST_CALL);
-        let (reply, answers) = (self.destination.client.send(&words::query_status {}), self.answers.clone());
-        tokio::spawn(async move {
-            let alive = reply.within(deadline).await.is_ok();
-            let _ = answers.send(Answer::Alive(alive));
-        });
-    }
-
-    /// Puts a command on the wire now; its answer comes back through `answers`.
-    fn send<C: qapi::Command>(
-        &self,
-        leg: Leg,
-        command: &C,
-        as_answer: impl FnOnce(Result<serde_json::Value, CallError>) -> Answer + Send + 'static,
-    ) {
-        let client = match leg {
-            Leg::Source => &self.source.client,
-            Leg::Destination => &self.destination.client,
-        };
-        let (reply, answers) = (client.send(command), self.answers.clone());
-        tokio::spawn(async move {
-            // The driver has ended meanwhile: then nobody needs the answer.
-            let _ = answers.send(as_answer(reply.within(ANSWER).await));
-        });
-    }
-
     /// Keeps the first reason: what follows is its consequence.
     fn explain(&mut self, reason: &str) {
         if self.conclusion.reason.is_none() {
@@ -577,12 +512,4 @@ fn on(leg: Leg, seen: Seen) -> Input {
         Leg::Source => Input::Source(seen),
         Leg::Destination => Input::Destination(seen),
     }
-}
-
-fn read<V: serde::de::DeserializeOwned>(leg: Leg, value: serde_json::Value) -> Result<V, CallError> {
-    serde_json::from_value(value).map_err(|error| CallError::Unreadable {
-        leg,
-        command: "a query",
-        reason: error.to_string(),
-    })
 }

@@ -5,6 +5,7 @@
 //! which kind of end it was.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::driver::{Conclusion, Driver};
 use super::history::History;
@@ -26,6 +27,9 @@ use crate::qemu::twin;
 use crate::qmp::words::RunState;
 use crate::qmp::{Client, Leg};
 use crate::record::{Entry, MayRun, Moved, Observed, Outcome, PhaseName};
+
+/// A QEMU that shuts its machine down has ended within this.
+const LAST_BREATH: Duration = Duration::from_secs(5);
 
 /// What a migration works with besides its plan.
 pub struct Services<'a> {
@@ -277,9 +281,15 @@ impl Ending<'_> {
     /// The guest is on its source, as it was.
     async fn back(self, conclusion: &Conclusion, rest: Rest, history: &mut History) -> Outcome {
         self.clear_destination().await;
-        restore(&self.source.client, &self.originals, history).await;
         let state = finish::state(&self.source.client).await.ok();
-        outcome::back(conclusion, rest, state.as_ref(), self.last_words().as_deref())
+        // A machine that is being shut down ends its migration first.
+        let is_ending = state.is_none() || conclusion.shutdown.is_some();
+        if is_ending && self.source.process.ended_within(LAST_BREATH).await {
+            return outcome::lost(conclusion, "the source's process has ended");
+        }
+        restore(&self.source.client, &self.originals, history).await;
+        let words = self.last_words().filter(|_| conclusion.blames_destination());
+        outcome::back(conclusion, rest, state.as_ref(), words.as_deref())
     }
 
     /// Neither side has the guest.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::lab::{Ended, Lab, lives, settings, signal, until};
+use crate::lab::{Ended, Lab, kill_for_certain, lives, settings, signal};
 use nix::sys::signal::Signal;
 
 /// The default grace: 2 s at least.
@@ -73,8 +73,7 @@ async fn a_destination_killed_after_both_completed_gives_the_guest_back() {
     let mut engine = lab.migrate_held("armed", &[]);
     let hold = engine.wait();
     let destination = lab.destination();
-    signal(destination, Signal::SIGKILL);
-    until("the destination has ended", async || !lives(destination)).await;
+    kill_for_certain(destination).await;
     drop(hold);
     back_and_again(&lab, &engine.end(), destination, Duration::from_millis(300)).await;
 }
@@ -85,8 +84,7 @@ async fn a_destination_killed_while_it_is_sent_to_leaves_the_guest_where_it_is()
     let mut engine = lab.migrate_held("streaming", &["--max-bandwidth", "5MiB/s"]);
     let hold = engine.wait();
     let destination = lab.destination();
-    signal(destination, Signal::SIGKILL);
-    until("the destination has ended", async || !lives(destination)).await;
+    kill_for_certain(destination).await;
     drop(hold);
     back_and_again(&lab, &engine.end(), destination, Duration::from_millis(300)).await;
 }
@@ -99,8 +97,7 @@ async fn a_source_killed_after_both_completed_does_not_take_the_guest_with_it() 
     let mut engine = lab.migrate_held("armed", &[]);
     let hold = engine.wait();
     let destination = lab.destination();
-    signal(lab.source(), Signal::SIGKILL);
-    until("the source has ended", async || !lives(lab.source())).await;
+    kill_for_certain(lab.source()).await;
     drop(hold);
     let ended = engine.end();
     assert_eq!(ended.result()["guest"], "running_on_destination", "{ended:?}");

@@ -2,7 +2,7 @@
 
 use std::io::Read;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -10,6 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use qapi_qmp as words;
 use qmigrate::guest::{Accelerator, Content, Pattern, Workload};
+use qmigrate::host::ProcessHandle;
 use qmigrate::lab::subject::{SECOND_MONITOR, Subject};
 use qmigrate::observe::heartbeat::{Handover, Sequence};
 use qmigrate::qmp::words::{RunState, StatusInfo};
@@ -232,6 +233,13 @@ pub(crate) fn signal(pid: i32, signal: Signal) {
     kill(Pid::from_raw(pid), signal).unwrap();
 }
 
+/// Ends a process and waits until its last thread has ended.
+pub(crate) async fn kill_for_certain(pid: i32) {
+    let process = ProcessHandle::open(pid).unwrap();
+    process.kill().unwrap();
+    assert!(process.ended_within(SOON).await);
+}
+
 /// Waits for a condition, level-triggered and bounded.
 pub(crate) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + SOON;
@@ -249,8 +257,10 @@ pub(crate) async fn settings(client: &Client) -> (Value, Value) {
     )
 }
 
-/// Whether there is such a process.
+/// Whether there is such a process. One whose first thread has ended lives on until its last one has.
 pub(crate) fn lives(pid: i32) -> bool {
-    Path::new(&format!("/proc/{pid}")).exists()
-        && !std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "))
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    let first_has_ended =
+        std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "));
+    threads > 1 || (threads == 1 && !first_has_ended)
 }

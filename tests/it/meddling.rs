@@ -60,7 +60,7 @@ async fn a_cancel_by_somebody_else_is_told_as_one_and_the_next_attempt_works() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reader_that_stops_reading_holds_the_guest_up_in_nothing() {
-    let Some(lab) = Lab::start("a_reader_that_stops", 32, Some("4MiB/s")).await else { return };
+    let Some(lab) = Lab::start("a_reader_that_stops", 48, Some("2MiB/s")).await else { return };
     let monitor = lab.monitor();
     let mut command = command(&["migrate", &monitor, "--json", "--max-bandwidth", "10MiB/s"]);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
@@ -71,10 +71,11 @@ async fn a_reader_that_stops_reading_holds_the_guest_up_in_nothing() {
     let status = tokio::task::spawn_blocking(move || child.wait().unwrap());
     let status = tokio::time::timeout(SOON, status).await.expect("the engine ends").unwrap();
     assert_eq!(status.code(), Some(0));
+    // A line that did not fit whole was not begun.
     let mut read = Vec::new();
     output.read_to_end(&mut read).unwrap();
     assert!(
-        read.len() >= 4096 && !String::from_utf8_lossy(&read).contains(r#""type":"result""#),
+        read.len() > 3000 && !String::from_utf8_lossy(&read).contains(r#""type":"result""#),
         "it was full"
     );
     let gap = lab.never_two(source, lab.destination()).gap;
