@@ -34,5 +34,11 @@ fn log(verbose: u8) {
         _ => "qmigrate=debug",
     };
     let filter = tracing_subscriber::EnvFilter::try_from_env("QMIGRATE_LOG").unwrap_or_else(|_| level.into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        // A terminal that has gone away is no reason to end.
+        .log_internal_errors(false)
+        .without_time()
+        .init();
 }

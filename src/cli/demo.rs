@@ -12,7 +12,7 @@ use qmigrate::record::{End, MigrationId, SCHEMA};
 use qmigrate::units::{Rate, Size};
 
 use super::migrate::LimitArguments;
-use super::session::{OutputArguments, Session};
+use super::session::{OutputArguments, Session, Signals};
 use super::{Hinted, refuse};
 
 /// Starts a small guest, moves it live to a second QEMU, and proves that no byte of its memory was lost.
@@ -81,11 +81,12 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         runtime_directory: runtime_directory()?,
     };
     let hinted = |error: demo::DemoError| Hinted::new(&error.into(), hint(&arguments));
+    let signals = Signals::catch()?;
     let setting = demo::look(&plan).map_err(hinted)?;
     introduce(&plan, &setting);
     let report = arguments.output.open_report()?;
     let demo = demo::start(&plan, &setting).await.map_err(hinted)?;
-    let mut session = Session::open(&demo.plan, &arguments.output, report, &plan.runtime_directory)?;
+    let mut session = Session::open(&demo.plan, &arguments.output, report, signals, &plan.runtime_directory)?;
     let (outcome, findings) = demo.run(&mut session.history, &mut session.orders).await;
     let code = session.close(&outcome).await;
     tell(&findings);
@@ -93,7 +94,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         let mut line = serde_json::to_value(&findings)?;
         line["type"] = "demo".into();
         line["schema"] = SCHEMA.into();
-        println!("{line}");
+        data!("{line}");
     }
     Ok(if findings.held || outcome.end != End::Migrated { code } else { ExitCode::FAILURE })
 }
@@ -137,7 +138,7 @@ fn introduce(plan: &DemoPlan, setting: &Setting) {
     let rate =
         workload.dirty_rate().map_or_else(|| "as fast as it can".to_owned(), |rate| format!("at {rate}"));
     let (major, minor) = setting.version;
-    eprintln!(
+    say!(
         "guest      {} of memory, rewrites {} {rate} ({}, {}); {} on QEMU {major}.{minor}",
         workload.memory(),
         workload.working_set(),
@@ -146,10 +147,10 @@ fn introduce(plan: &DemoPlan, setting: &Setting) {
         setting.accelerator
     );
     if let Some(why) = &setting.why_not_kvm {
-        eprintln!("           not under KVM: {why}");
+        say!("           not under KVM: {why}");
     }
     if setting.mode == Mode::NonLive {
-        eprintln!(
+        say!(
             "           this QEMU loses writes of a guest that TCG runs while it is moved, so it is stopped first.\n\
              hint: a live move needs KVM or QEMU 9.0: Debian 12 has it as qemu-system-x86 in bookworm-backports, \
              Debian 13 as qemu-system-x86; tests/demo gets it"
@@ -159,12 +160,12 @@ fn introduce(plan: &DemoPlan, setting: &Setting) {
 
 fn tell(findings: &Findings) {
     if findings.memory_verified {
-        eprintln!("memory     every byte of {} pages is as it must be", findings.pages_verified);
+        say!("memory     every byte of {} pages is as it must be", findings.pages_verified);
     }
     if findings.never_two {
-        eprintln!("hearts     never two: the destination's first beat follows the source's last");
+        say!("hearts     never two: the destination's first beat follows the source's last");
     }
     for fault in &findings.faults {
-        eprintln!("FAULT      {fault}");
+        say!("FAULT      {fault}");
     }
 }

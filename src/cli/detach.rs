@@ -85,8 +85,8 @@ fn is_streaming(phase: Option<PhaseName>) -> bool {
 }
 
 fn streams(id: &MigrationId) -> ExitCode {
-    println!("{id}");
-    eprintln!("hint: `qmigrate watch {id}` follows it, `qmigrate status {id}` tells how it ended");
+    data!("{id}");
+    say!("hint: `qmigrate watch {id}` follows it, `qmigrate status {id}` tells how it ended");
     ExitCode::SUCCESS
 }
 
@@ -98,7 +98,7 @@ fn ended(id: &MigrationId) -> Option<ExitCode> {
 
 fn end(outcome: &Outcome) -> ExitCode {
     for line in summary(outcome) {
-        eprintln!("{line}");
+        say!("{line}");
     }
     ExitCode::from(outcome.exit_code)
 }

@@ -44,7 +44,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     }
     if arguments.json {
         for row in &rows {
-            println!("{}", serde_json::to_string(row)?);
+            data!("{}", serde_json::to_string(row)?);
         }
     } else {
         print(&rows);
@@ -108,12 +108,12 @@ async fn ask(address: Address) -> (String, String) {
 
 fn print(rows: &[Row]) {
     if rows.is_empty() {
-        eprintln!("no QEMU runs on this host, as far as this user can see");
+        say!("no QEMU runs on this host, as far as this user can see");
         return;
     }
-    println!("{:>8}  {:<16}  {:<22}  {:<10}  QMP", "PID", "NAME", "STATE", "MIGRATION");
+    data!("{:>8}  {:<16}  {:<22}  {:<10}  QMP", "PID", "NAME", "STATE", "MIGRATION");
     for row in rows {
         let (name, qmp) = (row.name.as_deref().unwrap_or("-"), row.qmp.as_deref().unwrap_or("-"));
-        println!("{:>8}  {name:<16}  {:<22}  {:<10}  {qmp}", row.pid, row.state, row.migration);
+        data!("{:>8}  {name:<16}  {:<22}  {:<10}  {qmp}", row.pid, row.state, row.migration);
     }
 }

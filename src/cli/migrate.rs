@@ -13,7 +13,7 @@ use qmigrate::qemu::QemuName;
 use qmigrate::record::{MigrationId, Observed};
 use qmigrate::units::{DowntimeMs, Rate, parse_duration};
 
-use super::session::{OutputArguments, Session};
+use super::session::{OutputArguments, Session, Signals};
 use super::{detach, refuse};
 
 #[expect(clippy::struct_excessive_bools, reason = "flags are what was typed; the plan has types")]
@@ -91,9 +91,10 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     }
     let runtime = runtime_directory()?;
     let output = arguments.output.clone();
+    let signals = Signals::catch()?;
     let report = output.open_report()?;
     let plan = plan(arguments, source, incoming, &runtime);
-    let mut session = Session::open(&plan, &output, report, &runtime)?;
+    let mut session = Session::open(&plan, &output, report, signals, &runtime)?;
     let services = Services {
         history: &mut session.history,
         orders: &mut session.orders,

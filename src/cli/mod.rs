@@ -1,5 +1,19 @@
 //! What was typed, and what is meant by it.
 
+/// A line for people, on standard error. Unlike `eprintln!` it survives a terminal or a reader that has gone away.
+macro_rules! say {
+    ($($words:tt)*) => {{
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("{}\n", format_args!($($words)*)).as_bytes());
+    }};
+}
+
+/// A line of data, on standard output. Unlike `println!` it survives a reader that has gone away.
+macro_rules! data {
+    ($($words:tt)*) => {{
+        let _ = std::io::Write::write_all(&mut std::io::stdout(), format!("{}\n", format_args!($($words)*)).as_bytes());
+    }};
+}
+
 /// `cancel`: the guest goes back to its source.
 mod cancel;
 /// `demo`: the embedded guest, moved and proven.
@@ -37,7 +51,7 @@ pub(crate) struct Arguments {
     #[command(subcommand)]
     command: Command,
     /// Says more on standard error; twice for every event and decision.
-    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    #[arg(short, long, action = clap::ArgAction::Count, global = true, display_order = 100)]
     pub(crate) verbose: u8,
 }
 
@@ -112,9 +126,9 @@ pub(crate) fn fail(error: &anyhow::Error) -> ExitCode {
 
 /// Says why something was not done; exit 2.
 pub(crate) fn refuse(message: impl std::fmt::Display, hint: Option<&str>) -> ExitCode {
-    eprintln!("error: {message}");
+    say!("error: {message}");
     for hint in hint.into_iter().flat_map(str::lines) {
-        eprintln!("hint: {hint}");
+        say!("hint: {hint}");
     }
     ExitCode::from(2)
 }

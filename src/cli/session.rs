@@ -14,7 +14,7 @@ use qmigrate::migrate::order::{Commander, Orders, Request, orders};
 use qmigrate::migrate::plan::Plan;
 use qmigrate::record::{End, Outcome, Record};
 use qmigrate::report::{JsonLines, Progress, summary};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Hinted;
 
@@ -45,6 +45,39 @@ impl OutputArguments {
     }
 }
 
+/// SIGINT, SIGTERM and SIGHUP, caught from the moment this is made, and acted on by a session.
+pub(crate) struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    pub(crate) fn catch() -> anyhow::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// SIGINT and SIGTERM cancel, also when they came before there was anything to cancel; a closed terminal does not.
+    fn cancel(mut self, commander: Commander) {
+        tokio::spawn(async move {
+            loop {
+                let reason = tokio::select! {
+                    _ = self.interrupt.recv() => "cancelled by Ctrl-C",
+                    _ = self.terminate.recv() => "cancelled by SIGTERM",
+                    _ = self.hangup.recv() => continue,
+                };
+                if let Err(refusal) = commander.give(Request::Cancel(reason.to_owned())).await {
+                    say!("not cancelled: {refusal}");
+                }
+            }
+        });
+    }
+}
+
 /// A migration under way.
 pub(crate) struct Session {
     pub(crate) history: History,
@@ -59,6 +92,7 @@ impl Session {
         plan: &Plan,
         output: &OutputArguments,
         report: Option<Report>,
+        signals: Signals,
         runtime: &Path,
     ) -> anyhow::Result<Self> {
         let watchers = Watchers::new();
@@ -70,7 +104,7 @@ impl Session {
         let record = Record::new(plan.id.clone(), plan.request(), jiff::Timestamp::now());
         let history = History::new(record, witnesses);
         let (commander, orders) = orders();
-        cancel_on_signals(commander.clone())?;
+        signals.cancel(commander.clone());
         let server = Server::start(runtime, &plan.id, history.shared(), commander, watchers);
         let server = server.with_context(|| format!("no control socket in {}", runtime.display()))?;
         Ok(Self { history, orders, server: Some(server), report })
@@ -85,7 +119,7 @@ impl Session {
         if let Some((path, mut file)) = self.report.take() {
             let written = serde_json::to_writer_pretty(&file, &record).map_err(std::io::Error::from);
             if let Err(error) = written.and_then(|()| writeln!(file)) {
-                eprintln!("warning: the report {} was not written: {error}", path.display());
+                say!("warning: the report {} was not written: {error}", path.display());
             }
         }
         // A refused migration is no part of a guest's history.
@@ -93,34 +127,15 @@ impl Session {
             && let Err(error) =
                 state_directory().map_err(anyhow::Error::from).and_then(|at| Ok(keep(&at, &record)?))
         {
-            eprintln!("warning: {error:#}");
+            say!("warning: {error:#}");
         }
         let lines = summary(outcome);
         let prefix = if outcome.end == End::Refused { "error: " } else { "" };
         for (number, line) in lines.iter().enumerate() {
             let is_hint = line.starts_with("hint: ");
             let prefix = if number == 0 || (outcome.end == End::Refused && !is_hint) { prefix } else { "" };
-            eprintln!("{prefix}{line}");
+            say!("{prefix}{line}");
         }
         ExitCode::from(outcome.exit_code)
     }
-}
-
-/// SIGINT and SIGTERM cancel; a closed terminal does not.
-fn cancel_on_signals(commander: Commander) -> anyhow::Result<()> {
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    let mut hangup = signal(SignalKind::hangup())?;
-    tokio::spawn(async move {
-        loop {
-            let reason = tokio::select! {
-                _ = interrupt.recv() => "cancelled by Ctrl-C",
-                _ = terminate.recv() => "cancelled by SIGTERM",
-                _ = hangup.recv() => continue,
-            };
-            if let Err(refusal) = commander.give(Request::Cancel(reason.to_owned())).await {
-                eprintln!("not cancelled: {refusal}");
-            }
-        }
-    });
-    Ok(())
 }

@@ -23,8 +23,8 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     match find(arguments.name.as_deref()).await? {
         Ok(Target::Engine(engine)) => show(&engine.record, arguments.json)?,
         Ok(Target::Past(record)) => show(&record, arguments.json)?,
-        Ok(Target::Foreign(_, info)) if arguments.json => println!("{}", foreign_json(&info)),
-        Ok(Target::Foreign(_, info)) => println!("{}", foreign_line(&info)),
+        Ok(Target::Foreign(_, info)) if arguments.json => data!("{}", foreign_json(&info)),
+        Ok(Target::Foreign(_, info)) => data!("{}", foreign_line(&info)),
         Err(blocker) => return Ok(refuse(&blocker, blocker.hint.as_deref())),
     }
     Ok(ExitCode::SUCCESS)
@@ -32,7 +32,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
 
 fn show(record: &Record, json: bool) -> anyhow::Result<()> {
     if json {
-        println!("{}", serde_json::to_string(record)?);
+        data!("{}", serde_json::to_string(record)?);
         return Ok(());
     }
     let lines = match &record.outcome {
@@ -44,7 +44,7 @@ fn show(record: &Record, json: bool) -> anyhow::Result<()> {
         None => status_lines(record),
     };
     for line in lines {
-        println!("{line}");
+        data!("{line}");
     }
     Ok(())
 }

@@ -99,7 +99,7 @@ pub(crate) async fn order(name: Option<&str>, question: &Question) -> anyhow::Re
         }
         Err(blocker) => return Ok(refuse(&blocker, blocker.hint.as_deref())),
     };
-    eprintln!("{done}");
+    say!("{done}");
     Ok(ExitCode::SUCCESS)
 }
 

@@ -74,7 +74,7 @@ async fn watch(engine: &Engine, json: bool) -> anyhow::Result<ExitCode> {
 
 fn end(outcome: &Outcome) -> ExitCode {
     for line in summary(outcome) {
-        eprintln!("{line}");
+        say!("{line}");
     }
     ExitCode::from(outcome.exit_code)
 }
@@ -84,7 +84,7 @@ async fn watch_foreign(client: &Client, mut info: MigrationInfo) -> anyhow::Resu
     loop {
         let line = foreign_line(&info);
         if line != last {
-            eprintln!("{line}");
+            say!("{line}");
             last = line;
         }
         match &info.status {
