@@ -17,6 +17,8 @@ mod bad_input;
 /// Sizes, rates and times that are none: each flag refuses them before anything is touched.
 mod bad_units;
 
+/// Readers that go away and an interrupt before anything moves: the end is the same, and nothing is left.
+mod lost_terminal;
 /// Connecting to a QMP socket: every way in which it fails.
 mod qmp_connect;
 /// The QMP transport against a scripted peer.
