@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
@@ -79,9 +80,18 @@ impl ProcessHandle {
 
     /// Whether it has ended.
     pub fn has_ended(&self) -> bool {
-        let mut polled = [rustix::event::PollFd::new(self.pidfd.get_ref(), rustix::event::PollFlags::IN)];
-        let at_once = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-        rustix::event::poll(&mut polled, Some(&at_once)).is_ok_and(|ready| ready > 0)
+        self.has_ended_within(Duration::ZERO)
+    }
+
+    /// Whether it has ended by then; blocks the thread, for where nothing can be awaited.
+    pub fn has_ended_within(&self, bound: Duration) -> bool {
+        let mut polled = [PollFd::new(self.pidfd.get_ref(), PollFlags::IN)];
+        // Bounds are seconds: far below what the kernel can hold.
+        let bound = Timespec {
+            tv_sec: i64::try_from(bound.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: bound.subsec_nanos().into(),
+        };
+        rustix::event::poll(&mut polled, Some(&bound)).is_ok_and(|ready| ready > 0)
     }
 
     /// Waits until it has ended: its memory is gone and it will never run again.

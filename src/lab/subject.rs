@@ -213,6 +213,7 @@ impl Subject {
 impl Drop for Subject {
     fn drop(&mut self) {
         let _ = self.process.kill();
+        self.process.has_ended_within(ANSWER_WITHIN);
     }
 }
 
