@@ -9,7 +9,7 @@ use crate::units::{DowntimeMs, show_bytes};
 /// Where the limit starts: below it the cost of the switch itself outweighs what is copied in it.
 const FIRST_LIMIT_MS: u64 = 2;
 /// What the switch costs besides the copy: device state, the destination's load, and `cont` (5 ms is the median of
-/// 50 migrations on four versions, `feasibility.md` section 3).
+/// 50 migrations, measured on 5.2, 7.2, 10.0 and 11.1).
 const SWITCH_COST_MS: u64 = 5;
 /// A pass that is not smaller than this share of the smallest before it has brought nothing.
 const NEW_LOW: f64 = 0.98;

@@ -51,7 +51,7 @@ pub struct ProcessView {
     /// The file that it runs; a trailing ` (deleted)` is taken off (a package upgrade replaces the file of a running
     /// QEMU, and the new one stands at the same path).
     pub executable: PathBuf,
-    /// Its working directory. After `-daemonize` this is `/`, whatever it was before (`qemu.md` N10).
+    /// Its working directory. After `-daemonize` this is `/`, whatever it was before.
     pub working_directory: PathBuf,
     /// Whom it runs as.
     pub credentials: Credentials,

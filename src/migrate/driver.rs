@@ -38,11 +38,11 @@ use crate::qmp::{CallError, Heard, Leg};
 /// How often the source is asked how far it is. QEMU's own figures change every 100 ms.
 const ASK_EVERY: Duration = Duration::from_millis(100);
 /// A destination heard of within this is alive: its `completed` comes about 0.2 ms before the source's
-/// (`feasibility.md` section 3), and a round trip to make sure would be time in which the guest stands still.
+/// (measured on four versions), and a round trip to make sure would be time in which the guest stands still.
 const FRESH: Duration = Duration::from_millis(10);
 /// A retreat step that should take a few milliseconds is tried again after this.
 const TRY_AGAIN: Duration = Duration::from_millis(20);
-/// `migrate_cancel` has so long before `yank` follows (`feasibility.md` section 6), and a `cont` before the
+/// `migrate_cancel` has so long before `yank` follows, and a `cont` before the
 /// destination is asked.
 const LAST_CALL: Duration = Duration::from_secs(1);
 /// A retreat or a hand-over that has not come to its end by then never will.

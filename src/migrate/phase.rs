@@ -21,7 +21,7 @@
 //! (or the source is gone); `cont` goes to a source that has completed only when the destination has ended for
 //! certain; after `cont` has been sent to the destination none goes to the source, unless it certainly did not arrive.
 //!
-//! Facts behind it (`qemu.md` sections 2.3 to 2.5 and 8, `feasibility.md` section 3, run on 5.2 to 11.1): without
+//! Facts behind it (run on 5.2, 7.2, 10.0 and 11.1): without
 //! `return-path` a source says completed though the destination has died, so that capability is always on; in the
 //! blackout `migrate_cancel` is not answered and an out-of-band `yank` is; after completed, `cont` on the source is
 //! stopped by nothing but image locks; it fails with "Migration is not finalized yet" until its run state is

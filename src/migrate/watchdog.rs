@@ -1,13 +1,13 @@
 //! When a blackout or a silent stream has lasted too long; times go in, and a verdict comes out.
 //!
-//! The source's monitor is silent for the whole blackout (5141 of 5153 ms on 10.0, `qemu.md` section 3.4), so its
+//! The source's monitor is silent for the whole blackout (5141 of 5153 ms were measured on 10.0), so its
 //! `STOP` may come late, or not at all. What is certain is the last moment at which it answered: a question that has
 //! been open for longer than a blackout may last is itself the proof that it has lasted too long.
 
 use std::time::{Duration, Instant};
 
 /// A link that carries nothing for so long, with something left to send, is dead; QEMU itself would wait for TCP,
-/// which takes minutes (`feasibility.md` section 6).
+/// which takes minutes.
 const DEAD_LINK: Duration = Duration::from_secs(3);
 
 /// Watches the times of one migration.

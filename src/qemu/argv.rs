@@ -155,7 +155,7 @@ pub fn is_qemu_name(path: &str) -> bool {
     name.contains("qemu-system-") || name == "qemu-kvm" || name == "kvm"
 }
 
-/// Where QEMU stands: first, or behind a loader and its options (`qemu.md` N11).
+/// Where QEMU stands: first, or behind a loader and its options.
 fn program_position(words: &[&str]) -> Option<usize> {
     let first = words.first()?;
     if is_qemu_name(first) {

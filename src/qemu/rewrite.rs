@@ -2,7 +2,7 @@
 //!
 //! Both QEMUs run side by side on one host for a while, so whatever only one of them can have gets a name of the
 //! destination's own ([`Rename`](crate::qemu::rewrite::Rename)): a unix socket copied as it stands would be unlinked and bound anew by the
-//! destination, and the source's monitor would be out of reach (run on 5.2 to 11.1, `qemu.md` section 7). The new
+//! destination, and the source's monitor would be out of reach (run on 5.2 to 11.1). The new
 //! name stands in a private directory *beside* the old one, `.qmigrate-ID`, since a bound socket can be renamed only
 //! within its file system; once the source has gone, the old name is taken over by a rename. A guest that is moved a
 //! second time shows such a directory on its command line, and the name without it is what its users know.

