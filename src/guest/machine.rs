@@ -14,7 +14,7 @@ use super::image::{HEARTBEAT_PORT, ImageError, memfd};
 use super::pattern::{Content, Pattern};
 use super::workload::{Workload, WorkloadError};
 use crate::observe::heartbeat::{Observer, ObserverError};
-use crate::units::Size;
+use crate::units::{Size, show_duration};
 
 /// Who executes the guest's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -131,14 +131,12 @@ pub enum KvmUnusable {
         said: String,
     },
     /// QEMU runs and the guest does not.
-    #[error("the guest beat {beats} times in {} s: {said}", most.as_secs())]
+    #[error("its heart beat {beats} times within {}, so that TCG is the faster one", show_duration(*most))]
     Silent {
         /// Beats seen.
         beats: u64,
         /// How long it was waited for.
         most: Duration,
-        /// The end of what QEMU said.
-        said: String,
     },
     /// The guest could not be made.
     #[error(transparent)]
@@ -204,7 +202,7 @@ pub fn probe_kvm(qemu: &Path, directory: &Path, most: Duration) -> Result<Durati
         }
     }
     let beats = observer.heart(pid).map_or(0, |heart| heart.beats);
-    Err(KvmUnusable::Silent { beats, most, said: last_words(&said) })
+    Err(KvmUnusable::Silent { beats, most })
 }
 
 fn unwritable(directory: &Path, source: io::Error) -> KvmUnusable {

@@ -23,6 +23,8 @@ mod lost_terminal;
 mod qmp_connect;
 /// The QMP transport against a scripted peer.
 mod qmp_transport;
+/// Recorded conversations with real QEMUs.
+mod fixtures;
 /// Bytes to lines to messages: arbitrary input.
 mod qmp_wire;
 
