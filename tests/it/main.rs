@@ -32,6 +32,8 @@ mod qmp_wire;
 mod guest_boots;
 /// A guest moved in every way that the command offers.
 mod moves;
+/// The demo holds what it shows.
+mod demo;
 /// The hand-over when something goes wrong in it.
 mod handover;
 /// People and programs that meddle while a guest is moved.
