@@ -152,8 +152,22 @@ impl FromStr for Rate {
 /// The longest blackout that the user allows: 1 ms to 2000 s, the range of QEMU's own `downtime-limit`
 /// (`qapi/migration.json`, `MAX_MIGRATE_DOWNTIME`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(try_from = "u64", into = "u64")]
 pub struct DowntimeMs(u64);
+
+impl TryFrom<u64> for DowntimeMs {
+    type Error = &'static str;
+
+    fn try_from(milliseconds: u64) -> Result<Self, Self::Error> {
+        Self::new(milliseconds).ok_or("a downtime is between 1 and 2000000 milliseconds")
+    }
+}
+
+impl From<DowntimeMs> for u64 {
+    fn from(downtime: DowntimeMs) -> Self {
+        downtime.milliseconds()
+    }
+}
 
 impl DowntimeMs {
     /// QEMU refuses a longer one.
