@@ -38,7 +38,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let mut rows = Vec::new();
     for pid in processes() {
         let line = command_line(pid).ok().and_then(|words| CommandLine::parse(&words).ok());
-        if let Some(line) = line {
+        if let Some(line) = line.filter(|line| runs_it(pid, line)) {
             rows.push(row(pid, &line, &engines).await);
         }
     }
@@ -50,6 +50,16 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         print(&rows);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether a process is a QEMU itself, and not one that has a QEMU's command line among its own words (`timeout`,
+/// `sudo`, a script, this command).
+fn runs_it(pid: i32, line: &CommandLine) -> bool {
+    let program = std::fs::read_link(format!("/proc/{pid}/exe")).ok();
+    let name = program.as_ref().and_then(|program| program.file_name()).map(|name| name.to_string_lossy());
+    // A loader, `ld-linux-x86-64.so.2`, is the one program that becomes what it starts. Whose program cannot be read is
+    // somebody else's.
+    line.launcher.is_empty() || name.is_none_or(|name| name.starts_with("ld"))
 }
 
 async fn row(pid: i32, line: &CommandLine, engines: &[Engine]) -> Row {

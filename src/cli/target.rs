@@ -10,7 +10,7 @@ use qmigrate::control::{Engine, EngineError, Question, engines, latest};
 use qmigrate::host::{runtime_directory, state_directory};
 use qmigrate::migrate::step::prepare;
 use qmigrate::qemu::{Inventory, Located, QemuName, locate};
-use qmigrate::qmp::words::{MigrationInfo, MigrationStatus};
+use qmigrate::qmp::words::{MigrationInfo, MigrationStatus, RunState, StatusInfo};
 use qmigrate::qmp::{Client, Deadlines, Leg};
 use qmigrate::record::Record;
 
@@ -86,6 +86,7 @@ fn is_of(record: &Record, name: &str) -> bool {
 /// Gives an order to whoever moves the guest, and says what became of it.
 pub(crate) async fn order(name: Option<&str>, question: &Question) -> anyhow::Result<ExitCode> {
     let done = match find(name).await? {
+        Ok(Target::Engine(engine)) if engine.record.outcome.is_some() => return Ok(refuse_idle()),
         Ok(Target::Engine(engine)) => match engine.order(question).await {
             Ok(done) => done,
             Err(EngineError::Refused(refused)) => return Ok(refuse(refused, None)),
@@ -93,12 +94,19 @@ pub(crate) async fn order(name: Option<&str>, question: &Question) -> anyhow::Re
         },
         Ok(Target::Foreign(client, info)) if is_moving(&info) => drive(&client, question).await?.to_owned(),
         Ok(Target::Foreign(..) | Target::Past(_)) => {
-            return Ok(refuse("this guest is not being moved", None));
+            return Ok(refuse_idle());
         }
         Err(blocker) => return Ok(refuse(&blocker, blocker.hint.as_deref())),
     };
     say!("{done}");
     Ok(ExitCode::SUCCESS)
+}
+
+fn refuse_idle() -> ExitCode {
+    refuse(
+        "this guest is not being moved",
+        Some("`qmigrate status SOURCE` tells how its last migration ended, `qmigrate list` shows all guests"),
+    )
 }
 
 fn is_moving(info: &MigrationInfo) -> bool {
@@ -110,7 +118,12 @@ async fn drive(client: &Client, question: &Question) -> anyhow::Result<&'static 
     Ok(match question {
         Question::Cancel => {
             client.call(&words::migrate_cancel {}, ANSWER_WITHIN).await?;
-            "QEMU cancels the migration; the guest stays on its source"
+            let status: StatusInfo = client.call_as(&words::query_status {}, ANSWER_WITHIN).await?;
+            if status.status == RunState::Running {
+                "QEMU cancels the migration; the guest runs on its source"
+            } else {
+                "QEMU cancels the migration; the guest is on its source and does not run (`cont` on its monitor runs it)"
+            }
         }
         Question::Pause => {
             client.call(&words::stop {}, ANSWER_WITHIN).await?;

@@ -143,9 +143,10 @@ impl Controller {
 
     fn raise(&mut self, remaining_bytes: u64, largest_ms: u64) -> Verdict {
         let needed_ms = self.bandwidth.bytes_per_ms().map(|rate| as_f64(remaining_bytes) * MARGIN / rate);
-        self.limit_ms = needed_ms
-            .map_or(self.limit_ms * 2, |needed| rounded_up(needed).max(self.limit_ms + 1))
-            .min(largest_ms);
+        // At least twice as much: a few steps, and not one for each pass, where the need is small or not known.
+        let raised_ms = self.limit_ms * 2;
+        self.limit_ms =
+            needed_ms.map_or(raised_ms, |needed| rounded_up(needed).max(raised_ms)).min(largest_ms);
         let reason = format!(
             "passes no longer get smaller ({} left): the limit rises within the budget of {}",
             show_bytes(remaining_bytes),

@@ -198,7 +198,9 @@ impl Demo {
                 None
             }
         };
-        let handover = destination_pid.map(|pid| self.subject.observer.handover(source_pid, pid));
+        let has_moved = matches!(outcome.end, End::Migrated | End::MigratedWithRemainder);
+        let handover =
+            destination_pid.filter(|_| has_moved).map(|pid| self.subject.observer.handover(source_pid, pid));
         let handover = match handover {
             Some(Ok(handover)) => Some(handover),
             Some(Err(error)) => {

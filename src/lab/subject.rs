@@ -53,6 +53,12 @@ pub enum SubjectError {
         /// What its QEMU wrote.
         words: String,
     },
+    /// Its QEMU has ended.
+    #[error("the guest's QEMU ended as it started; it said: {words}")]
+    Ended {
+        /// What it wrote.
+        words: String,
+    },
     /// Its monitor cannot be named.
     #[error(transparent)]
     Address(#[from] AddressError),
@@ -155,7 +161,10 @@ impl Subject {
     async fn wait_until_it_works(&self, log: &Path) -> Result<(), SubjectError> {
         let deadline = tokio::time::Instant::now() + FIRST_BEAT_WITHIN;
         while self.observer.heart(self.process.pid()).is_none_or(|heart| heart.first.is_none()) {
-            if self.process.has_ended() || tokio::time::Instant::now() > deadline {
+            if self.process.has_ended() {
+                return Err(SubjectError::Ended { words: last_words(log) });
+            }
+            if tokio::time::Instant::now() > deadline {
                 return Err(SubjectError::NoBeat { words: last_words(log) });
             }
             tokio::time::sleep(Duration::from_millis(5)).await;

@@ -28,7 +28,7 @@ async fn ten_moves_in_a_row_lose_nothing_and_keep_the_first_name() {
 async fn the_report_and_the_json_tell_the_same_and_name_clock_and_error() {
     let Some(lab) = Lab::start("the_report_and_the_json", 16, Some("10MiB/s")).await else { return };
     let report = lab.directory.path().join("report.json");
-    let ended = lab.migrate(&["--report", report.to_str().unwrap()]);
+    let ended = lab.migrate(&["--max-bandwidth", "50MiB/s", "--report", report.to_str().unwrap()]);
     assert_eq!(ended.code, 0, "{ended:?}");
     let record: serde_json::Value = serde_json::from_slice(&std::fs::read(report).unwrap()).unwrap();
     let mut result = ended.result().clone();

@@ -21,6 +21,10 @@ impl Driver<'_> {
             Request::Pause if self.is_standing() => {
                 order.answer(Err("the guest stands still already, and will on the destination".to_owned()));
             }
+            Request::Pause if self.is_held() => {
+                order
+                    .answer(Err("the guest stands still already; it will run on the destination".to_owned()));
+            }
             Request::Pause if matches!(self.phase, Phase::Streaming(_)) => {
                 self.record(
                     Choice::Pause,
