@@ -320,7 +320,7 @@ impl<'a> Driver<'a> {
                 }
                 Seen::Resumed
             }
-            Notice::Shutdown { reason, .. } => {
+            Notice::Shutdown { reason, .. } if leg == Leg::Source => {
                 self.conclusion.shutdown = Some(reason.unwrap_or_else(|| "shutdown".to_owned()));
                 return;
             }
@@ -357,10 +357,16 @@ impl<'a> Driver<'a> {
             }
             return self.ask_state(leg);
         }
+        // One with a lot of memory takes a while to end after it has closed its monitor.
+        if leg == Leg::Source && self.side(leg).process.ended_within(LAST_CALL).await {
+            return self.ended(leg).await;
+        }
         self.side(leg).contact = Contact::Lost;
         self.explain(&format!("the connection to the {leg}'s monitor was lost"));
         match leg {
             Leg::Destination => self.take(Input::Retreat).await,
+            // Past the point of no return the source has no say.
+            Leg::Source if matches!(self.phase, Phase::Committed { .. }) => {}
             Leg::Source => self.take(Input::GiveUp).await,
         }
     }
@@ -403,7 +409,9 @@ impl<'a> Driver<'a> {
                 let said = "the limits are in force";
                 order.answer(result.map(|()| said.to_owned()).map_err(|error| error.to_string()));
             }
-            Answer::Asked(Err(CallError::Refused { .. } | CallError::Unreadable { .. })) => {
+            Answer::Asked(Err(
+                CallError::Refused { .. } | CallError::Unreadable { .. } | CallError::Late { .. },
+            )) => {
                 self.watchdog.answered();
             }
             // What was not answered is asked again, or its connection has ended and `deaf` deals with it. A limit that
@@ -466,6 +474,10 @@ impl<'a> Driver<'a> {
     }
 
     async fn enter(&mut self, phase: Phase) {
+        if matches!((self.phase, phase), (Phase::Committed { .. }, Phase::Retreating(..))) {
+            // QEMU has refused `cont`, after whatever time: the way back gets its own.
+            self.give_up_at = None;
+        }
         self.phase = phase;
         self.history.enter(phase.name());
         #[cfg(feature = "hold-points")]

@@ -219,7 +219,9 @@ impl Ending<'_> {
         let mut remainder = Vec::new();
         let figures = finish::figures(&self.source.client).await;
         let verified = self.verify(rest).await;
-        restore(&self.destination.client, &self.originals, history).await;
+        if !matches!(verified, Verified::Lost(_)) {
+            restore(&self.destination.client, &self.originals, history).await;
+        }
         let mut names = match (self.plan.source_after, &verified) {
             (SourceAfter::Keep, _) | (_, Verified::Lost(_)) => finish::kept_names(&self.renames),
             (SourceAfter::Quit, Verified::Unknown(why)) => {
@@ -243,12 +245,17 @@ impl Ending<'_> {
             remainder.push(format!("{what} could not be given its name {public}: {error}"));
         }
         let blackout = outcome::blackout(conclusion, rest, figures.as_ref(), observed());
-        let keeps_directory = self.uses(directory.path(), &moved, history);
-        if moved.is_empty() {
+        let has_ended = self.destination.process.has_ended();
+        let keeps_directory = !has_ended && self.uses(directory.path(), &moved, history);
+        if moved.is_empty() || has_ended {
             twin::remove(&self.directories);
         }
         let outcome = match verified {
             Verified::Lost(why) => outcome::lost(conclusion, &why),
+            _ if has_ended => outcome::lost(
+                conclusion,
+                "it ran on the destination, and then the destination's process ended",
+            ),
             _ => outcome::moved(rest, &self.destination, blackout, figures.as_ref(), moved, &remainder),
         };
         Arrival { outcome, keeps_directory }
@@ -263,10 +270,11 @@ impl Ending<'_> {
 
     /// Whether the guest does what it should where it has arrived.
     async fn verify(&self, rest: Rest) -> Verified {
+        let died = || {
+            Verified::Lost("it ran on the destination, and then the destination's process ended".to_owned())
+        };
         if self.destination.process.has_ended() {
-            return Verified::Lost(
-                "it ran on the destination, and then the destination's process ended".to_owned(),
-            );
+            return died();
         }
         match (finish::state(&self.destination.client).await, rest) {
             (Ok(RunState::InternalError | RunState::GuestPanicked), Rest::Running) => {
@@ -274,6 +282,8 @@ impl Ending<'_> {
             }
             // A guest that somebody pauses right after its arrival has arrived.
             (Ok(_), _) => Verified::Well,
+            // A process on its way out closes its monitor first.
+            (Err(_), _) if self.destination.process.ended_within(LAST_BREATH).await => died(),
             (Err(error), _) => Verified::Unknown(error.to_string()),
         }
     }
@@ -300,7 +310,8 @@ impl Ending<'_> {
 
     /// Where the guest is cannot be told. What may run it is left alone; what certainly may not is ended.
     async fn undecided(self, conclusion: &Conclusion, history: &mut History) -> Arrival {
-        let keeps_directory = conclusion.phase.may_run() == MayRun::Destination;
+        let keeps_directory =
+            conclusion.phase.may_run() == MayRun::Destination && !self.destination.process.has_ended();
         if !keeps_directory {
             self.clear_destination().await;
         }

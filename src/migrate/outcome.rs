@@ -143,7 +143,9 @@ pub(super) fn lost(conclusion: &Conclusion, why: &str) -> Outcome {
         Some(reason) => format!("the guest's machine was shut down while it was moved ({reason}): {why}"),
         None => format!("the guest is lost: {why}"),
     };
-    outcome(End::Lost, Whereabouts::Lost, message, Some("start it anew from its disks".to_owned()))
+    let hint = "start it anew from its disks; if its source is still there, in the state 'postmigrate', `cont` on its \
+                monitor runs the guest as it was at the switch, on disks that have gone on since";
+    outcome(End::Lost, Whereabouts::Lost, message, Some(hint.to_owned()))
 }
 
 /// It cannot be told.
@@ -159,6 +161,11 @@ pub(super) fn undecided(conclusion: &Conclusion, source: &Side, destination: &Si
         MayRun::Destination if source.process.has_ended() => format!(
             "ask the destination: query-status at {}. If it says paused, `cont` there runs the guest",
             destination.address
+        ),
+        MayRun::Destination if destination.process.has_ended() => format!(
+            "if what the guest may have done on the destination can be done without, `cont` at {} runs it on its source \
+             again",
+            source.address
         ),
         MayRun::Destination => format!(
             "ask the destination: query-status at {}. If it runs, all is well: quit the source. Only if its process \

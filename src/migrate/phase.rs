@@ -26,6 +26,9 @@
 //! blackout `migrate_cancel` is not answered and an out-of-band `yank` is; after completed, `cont` on the source is
 //! stopped by nothing but image locks; it fails with "Migration is not finalized yet" until its run state is
 //! `postmigrate`; QEMU up to 10 reports failed before it runs the guest again, 11 after.
+//!
+//! One thing cannot be told apart: a `stop` by another client in the very moment before the switchover. QEMU says `STOP`
+//! once, and its run state is its own from then on; such a guest is run on the destination.
 
 use crate::qmp::words::{MigrationStatus, RunState};
 use crate::record::{MayRun, PhaseName};

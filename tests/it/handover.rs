@@ -150,3 +150,17 @@ async fn a_cancel_after_cont_was_sent_comes_too_late_and_says_so() {
     lab.never_two(source, destination);
     lab.prove().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_destination_that_dies_right_after_it_has_run_the_guest_is_no_success() {
+    let Some(lab) = Lab::start("dies_right_after", 16, Some("10MiB/s")).await else { return };
+    let mut engine = lab.migrate_held("arrived", &[]);
+    let hold = engine.wait();
+    let destination = lab.destination();
+    kill_for_certain(destination).await;
+    drop(hold);
+    let ended = engine.end();
+    assert_eq!((ended.code, &ended.result()["guest"]), (4, &"lost".into()), "{ended:?}");
+    assert!(ended.result()["hint"].as_str().unwrap().contains("postmigrate"), "{ended:?}");
+    assert_eq!(lab.left_behind(), [] as [std::path::PathBuf; 0]);
+}

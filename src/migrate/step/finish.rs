@@ -23,7 +23,9 @@ const FINAL_WITHIN: Duration = Duration::from_secs(2);
 #[derive(Debug, thiserror::Error)]
 pub enum QuitError {
     /// It is not in the state in which a source may be ended.
-    #[error("the source is in the state '{0}' and not 'postmigrate'; it was left alone")]
+    #[error(
+        "the source was in the state '{0}' and not 'postmigrate'; it was stopped if it ran, and not ended"
+    )]
     NotOver(RunState),
     /// It does not answer.
     #[error(transparent)]
@@ -42,6 +44,11 @@ pub async fn quit(client: &Client, process: &ProcessHandle) -> Result<(), QuitEr
     loop {
         match state(client).await {
             Ok(RunState::PostMigrate) => break,
+            // Another client has told it to run, while the guest is on the destination: two must not.
+            Ok(state @ RunState::Running) => {
+                client.call(&words::stop {}, ANSWER_WITHIN).await?;
+                return Err(QuitError::NotOver(state));
+            }
             Ok(state) if tokio::time::Instant::now() > deadline => return Err(QuitError::NotOver(state)),
             Ok(_) => tokio::time::sleep(Duration::from_millis(1)).await,
             Err(_) if process.has_ended() => return Ok(()),
