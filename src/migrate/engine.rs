@@ -217,18 +217,23 @@ impl Ending<'_> {
         directory: &PrivateDirectory,
     ) -> Arrival {
         let mut remainder = Vec::new();
+        let over = finish::over(&self.source.client, &self.source.process).await;
         let figures = finish::figures(&self.source.client).await;
         let verified = self.verify(rest).await;
         if !matches!(verified, Verified::Lost(_)) {
             restore(&self.destination.client, &self.originals, history).await;
         }
-        let mut names = match (self.plan.source_after, &verified) {
-            (SourceAfter::Keep, _) | (_, Verified::Lost(_)) => finish::kept_names(&self.renames),
-            (SourceAfter::Quit, Verified::Unknown(why)) => {
+        let mut names = match (self.plan.source_after, &verified, over) {
+            (_, Verified::Lost(_), _) | (SourceAfter::Keep, _, Ok(())) => finish::kept_names(&self.renames),
+            (_, _, Err(error)) => {
+                remainder.push(error.to_string());
+                finish::kept_names(&self.renames)
+            }
+            (SourceAfter::Quit, Verified::Unknown(why), Ok(())) => {
                 remainder.push(format!("{why}, so that the source was not ended"));
                 finish::kept_names(&self.renames)
             }
-            (SourceAfter::Quit, Verified::Well) => {
+            (SourceAfter::Quit, Verified::Well, Ok(())) => {
                 match finish::quit(&self.source.client, &self.source.process).await {
                     Ok(()) => finish::take_names(&self.renames, &self.owner),
                     Err(error) => {

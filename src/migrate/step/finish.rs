@@ -38,12 +38,13 @@ pub enum QuitError {
     },
 }
 
-/// Ends the source, whose guest is on the destination.
-pub async fn quit(client: &Client, process: &ProcessHandle) -> Result<(), QuitError> {
+/// Waits until the source is through with the migration: it says completed before its run state does. A source that has
+/// ended is.
+pub async fn over(client: &Client, process: &ProcessHandle) -> Result<(), QuitError> {
     let deadline = tokio::time::Instant::now() + FINAL_WITHIN;
     loop {
         match state(client).await {
-            Ok(RunState::PostMigrate) => break,
+            Ok(RunState::PostMigrate) => return Ok(()),
             // Another client has told it to run, while the guest is on the destination: two must not.
             Ok(state @ RunState::Running) => {
                 client.call(&words::stop {}, ANSWER_WITHIN).await?;
@@ -55,9 +56,14 @@ pub async fn quit(client: &Client, process: &ProcessHandle) -> Result<(), QuitEr
             Err(error) => return Err(error.into()),
         }
     }
+}
+
+/// Ends the source, whose guest is on the destination, once it is [`over`].
+pub async fn quit(client: &Client, process: &ProcessHandle) -> Result<(), QuitError> {
     match client.call(&words::quit {}, ANSWER_WITHIN).await {
         // It may close the connection before its answer is read.
         Ok(_) | Err(CallError::Interrupted { written: true, .. }) => {}
+        Err(_) if process.has_ended() => {}
         Err(error) => return Err(error.into()),
     }
     if process.ended_within(QUIT_WITHIN).await {
