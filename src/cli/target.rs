@@ -34,6 +34,7 @@ pub(crate) enum Target {
 pub(crate) async fn find(name: Option<&str>) -> anyhow::Result<Result<Target, Blocker>> {
     let mut engines = engines(&runtime_directory()?).await;
     let Some(name) = name else {
+        engines.retain(|engine| engine.record.outcome.is_none());
         return match engines.len() {
             1 => Ok(Ok(Target::Engine(Box::new(engines.remove(0))))),
             0 => Ok(Err(Blocker::new(
@@ -47,7 +48,10 @@ pub(crate) async fn find(name: Option<&str>) -> anyhow::Result<Result<Target, Bl
             }
         };
     };
-    if let Some(at) = engines.iter().position(|engine| engine.moves(name)) {
+    // An engine whose migration has ended is on its way out; another may have begun the guest's next one.
+    let is_at_work = |engine: &Engine| engine.record.outcome.is_none();
+    let own = engines.iter().position(|engine| engine.moves(name) && is_at_work(engine));
+    if let Some(at) = own.or_else(|| engines.iter().position(|engine| engine.moves(name))) {
         return Ok(Ok(Target::Engine(Box::new(engines.remove(at)))));
     }
     let past = || state_directory().ok().and_then(|state| latest(&state, |record| is_of(record, name)));
