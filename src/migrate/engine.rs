@@ -15,7 +15,7 @@ use super::phase::{AtSource, Guest, Phase, Rest};
 use super::plan::{Plan, SourceAfter};
 use super::side::{Contact, Side};
 use super::step::destination::{Held, StartedBy};
-use super::step::finish::{self, Names};
+use super::step::finish::{self, QuitError};
 use super::step::prepare::{self, Originals};
 use super::step::survey::Source;
 use super::step::{destination, survey};
@@ -28,6 +28,8 @@ use crate::qmp::words::RunState;
 use crate::qmp::{Client, Leg};
 use crate::record::{Entry, MayRun, Moved, Observed, Outcome, PhaseName};
 
+/// What became of a guest that arrived and did not stay.
+const DIED_THERE: &str = "it ran on the destination, and then the destination's process ended";
 /// A QEMU that shuts its machine down has ended within this.
 const LAST_BREATH: Duration = Duration::from_secs(5);
 
@@ -223,32 +225,7 @@ impl Ending<'_> {
         if !matches!(verified, Verified::Lost(_)) {
             restore(&self.destination.client, &self.originals, history).await;
         }
-        let mut names = match (self.plan.source_after, &verified, over) {
-            (_, Verified::Lost(_), _) | (SourceAfter::Keep, _, Ok(())) => finish::kept_names(&self.renames),
-            (_, _, Err(error)) => {
-                remainder.push(error.to_string());
-                finish::kept_names(&self.renames)
-            }
-            (SourceAfter::Quit, Verified::Unknown(why), Ok(())) => {
-                remainder.push(format!("{why}, so that the source was not ended"));
-                finish::kept_names(&self.renames)
-            }
-            (SourceAfter::Quit, Verified::Well, Ok(())) => {
-                match finish::quit(&self.source.client, &self.source.process).await {
-                    Ok(()) => finish::take_names(&self.renames, &self.owner),
-                    Err(error) => {
-                        remainder.push(error.to_string());
-                        finish::kept_names(&self.renames)
-                    }
-                }
-            }
-        };
-        names.moved.append(&mut self.moved);
-        let Names { moved, failures } = names;
-        for (rename, error) in failures {
-            let (what, public) = (rename.what, rename.public.display());
-            remainder.push(format!("{what} could not be given its name {public}: {error}"));
-        }
+        let moved = self.end_source(over, &verified, &mut remainder).await;
         let blackout = outcome::blackout(conclusion, rest, figures.as_ref(), observed());
         let has_ended = self.destination.process.has_ended();
         let keeps_directory = !has_ended && self.uses(directory.path(), &moved, history);
@@ -257,13 +234,47 @@ impl Ending<'_> {
         }
         let outcome = match verified {
             Verified::Lost(why) => outcome::lost(conclusion, &why),
-            _ if has_ended => outcome::lost(
-                conclusion,
-                "it ran on the destination, and then the destination's process ended",
-            ),
+            _ if has_ended => outcome::lost(conclusion, DIED_THERE),
             _ => outcome::moved(rest, &self.destination, blackout, figures.as_ref(), moved, &remainder),
         };
         Arrival { outcome, keeps_directory }
+    }
+
+    /// Ends the source, if that is wanted and the guest is well, and gives the guest its names; what has another name
+    /// now is told, and what did not work is added to the remainder.
+    async fn end_source(
+        &mut self,
+        over: Result<(), QuitError>,
+        verified: &Verified,
+        remainder: &mut Vec<String>,
+    ) -> Vec<Moved> {
+        let kept = || finish::kept_names(&self.renames);
+        let mut names = match (self.plan.source_after, verified, over) {
+            (_, Verified::Lost(_), _) | (SourceAfter::Keep, _, Ok(())) => kept(),
+            (_, _, Err(error)) => {
+                remainder.push(error.to_string());
+                kept()
+            }
+            (SourceAfter::Quit, Verified::Unknown(why), Ok(())) => {
+                remainder.push(format!("{why}, so that the source was not ended"));
+                kept()
+            }
+            (SourceAfter::Quit, Verified::Well, Ok(())) => {
+                match finish::quit(&self.source.client, &self.source.process).await {
+                    Ok(()) => finish::take_names(&self.renames, &self.owner),
+                    Err(error) => {
+                        remainder.push(error.to_string());
+                        kept()
+                    }
+                }
+            }
+        };
+        for (rename, error) in names.failures {
+            let (what, public) = (rename.what, rename.public.display());
+            remainder.push(format!("{what} could not be given its name {public}: {error}"));
+        }
+        names.moved.append(&mut self.moved);
+        names.moved
     }
 
     /// Whether the destination still has something in the migration's directory.
@@ -275,9 +286,7 @@ impl Ending<'_> {
 
     /// Whether the guest does what it should where it has arrived.
     async fn verify(&self, rest: Rest) -> Verified {
-        let died = || {
-            Verified::Lost("it ran on the destination, and then the destination's process ended".to_owned())
-        };
+        let died = || Verified::Lost(DIED_THERE.to_owned());
         if self.destination.process.has_ended() {
             return died();
         }
