@@ -21,21 +21,23 @@
 //!                  ┌──────────────────────┘  └──────────────────┐
 //!            ┌─────▼──────┐        the stream            ┌──────▼───────┐
 //!            │ source     │ ───────────────────────────► │ destination  │  started from the source's own
-//!            │ QEMU       │      a private socket        │ QEMU -S      │  command line, held until `cont`
-//!            └────────────┘                              └──────────────┘
+//!            │ QEMU       │      a private socket        │ QEMU -S      │  command line or a template of it,
+//!            └────────────┘                              └──────────────┘  held until `cont`
 //! ```
 //!
 //! A migration is one straight line, readable in [`migrate::engine`]: the source is surveyed ([`check`]), the
 //! destination started ([`qemu`]), both are prepared, the [`migrate::driver`] drives until nothing more happens, and one
 //! of the ends follows. Which side may run the guest is a value of the phase
-//! ([`migrate::phase::Phase::may_run`]), and a property test holds the phase machine to the first promise.
+//! ([`migrate::phase::Phase::may_run`]), and a property test holds the phase machine to the first promise. Each step is
+//! in the [`migrate::journal`] before it is done, so that [`migrate::recover`] can finish or undo what an engine that was
+//! killed has left.
 //!
 //! # Where to find what
 //!
 //! The rooms below stand in the order in which they may use each other: each uses only those above it.
 //!
-//! To move a guest from your own program, make a [`migrate::plan::Plan`] and give it to [`migrate::engine::run`]; what
-//! comes back is a [`record::Outcome`], and the whole course is in the [`record::Record`]. To speak QMP and nothing
+//! To move a guest from your own program, make a [`migrate::plan::Plan`], begin a [`migrate::journal::Journal`] and give
+//! both to [`migrate::engine::run`]; what comes back is a [`record::Outcome`], and the whole course is in the [`record::Record`]. To speak QMP and nothing
 //! more, take [`qmp::Client`]. To test something else that migrates, take the [`guest`], whose memory can be proven
 //! byte by byte, and [`observe::heartbeat`], which sees from outside when it ran.
 
@@ -47,7 +49,7 @@ pub mod record;
 pub mod qmp;
 /// Where a QEMU lives: processes, sockets, directories.
 pub mod host;
-/// One QEMU: its command line, what it is, and starting its twin.
+/// One QEMU: its command line, as a file too, what it is, what it can do, and starting its twin.
 pub mod qemu;
 /// Who saw the guest when, on which clock, with which error.
 pub mod observe;

@@ -7,7 +7,7 @@ use anyhow::{Context, ensure};
 use qapi_qmp as words;
 use qmigrate::guest::{Content, Pattern, Workload};
 use qmigrate::host::ProcessHandle;
-use qmigrate::lab::subject::Subject;
+use qmigrate::lab::subject::{Board, Subject};
 use qmigrate::units::{Rate, Size};
 use tempfile::TempDir;
 
@@ -37,7 +37,8 @@ pub(crate) struct Gap {
 impl Guest {
     pub(crate) async fn start(setting: &Setting, workload: Workload) -> anyhow::Result<Self> {
         let directory = tempfile::Builder::new().prefix("qm-live-").tempdir()?;
-        let subject = Subject::start(&setting.qemu, setting.accelerator, workload, directory.path()).await?;
+        let board = Board::newest(setting.accelerator);
+        let subject = Subject::start(&setting.qemu, board, workload, directory.path()).await?;
         // A guest that has only just filled its memory has not yet come to its own pace.
         tokio::time::sleep(Duration::from_millis(100)).await;
         Ok(Self { subject, qemu: setting.qemu.clone(), directory })

@@ -7,7 +7,7 @@ mod source;
 /// Words for what could not even be looked at.
 mod words;
 
-pub use source::{Intent, blockers};
+pub use source::{Intent, blockers, lost_writes};
 
 use std::fmt;
 

@@ -2,6 +2,7 @@
 
 use super::Blocker;
 use crate::qemu::Inventory;
+use crate::qemu::dialect::TCG_KEEPS_WRITES_FROM;
 use crate::qmp::words::{MigrationStatus, RunState};
 
 /// What is intended with the source, as far as it matters here.
@@ -27,8 +28,15 @@ pub fn blockers(source: &Inventory, intent: Intent) -> Vec<Blocker> {
             "remove the device or option named, or move the guest while it is shut down",
         )
     }));
-    if intent == Intent::Live && !source.kvm && source.version < (9, 0) {
-        found.push(Blocker::new(
+    found.extend(lost_writes(source).filter(|_| intent == Intent::Live));
+    found
+}
+
+/// Why a live migration of this guest would lose what it writes. A guest that was moved all the same crashes as likely
+/// as not, and its QEMU still calls it running (run on 7.2).
+pub fn lost_writes(source: &Inventory) -> Option<Blocker> {
+    (!source.kvm && source.version < TCG_KEEPS_WRITES_FROM).then(|| {
+        Blocker::new(
             "tcg-loses-writes",
             format!(
                 "this guest runs under TCG on QEMU {}, which loses writes of the guest in a live migration (mended in \
@@ -36,9 +44,8 @@ pub fn blockers(source: &Inventory, intent: Intent) -> Vec<Blocker> {
                 source.version_text
             ),
             "--non-live moves it safely (the guest stands still meanwhile)",
-        ));
-    }
-    found
+        )
+    })
 }
 
 fn state_blocker(source: &Inventory) -> Option<Blocker> {
@@ -87,6 +94,7 @@ fn migration_blocker(source: &Inventory) -> Option<Blocker> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::qemu::dialect::Dialect;
 
     fn source(state: RunState) -> Inventory {
         Inventory {
@@ -97,6 +105,7 @@ mod tests {
             machine: None,
             state,
             migration: serde_json::from_str("{}").unwrap(),
+            dialect: Dialect::default(),
         }
     }
 

@@ -3,7 +3,10 @@
 use super::{Blocker, chain};
 use crate::host::{DirectoryError, ProcError};
 use crate::qemu::LocateError;
+use crate::qemu::dialect::LimitsError;
+use crate::qemu::dialect::probe::ProbeError;
 use crate::qemu::rewrite::RewriteError;
+use crate::qemu::template::TemplateError;
 use crate::qemu::twin::TwinError;
 use crate::qmp::{CallError, ConnectError};
 
@@ -121,6 +124,52 @@ fn process(error: &ProcError) -> Blocker {
     }
 }
 
+impl From<ProcError> for Blocker {
+    fn from(error: ProcError) -> Self {
+        process(&error)
+    }
+}
+
+impl From<LimitsError> for Blocker {
+    fn from(error: LimitsError) -> Self {
+        let hint = match error {
+            LimitsError::NoOldCommands => {
+                "QEMU dropped them in 6.0; --dialect auto, the default, uses migrate-set-parameters"
+            }
+            LimitsError::NoParameters => {
+                "QEMU has them from 2.8 on; --dialect auto, the default, uses migrate_set_downtime and \
+                 migrate_set_speed"
+            }
+            LimitsError::Neither => {
+                "`qmigrate features SOURCE` shows what it has; every QEMU from 2.4 on has one or the other"
+            }
+        };
+        Self::new("dialect", error.to_string(), hint)
+    }
+}
+
+impl From<ProbeError> for Blocker {
+    fn from(error: ProbeError) -> Self {
+        let message = chain(&error);
+        match error {
+            ProbeError::Directory(error) => error.into(),
+            ProbeError::Launch { .. } => {
+                Self::new("no-binary", message, "is it a program, executable, and for this kind of machine?")
+            }
+            ProbeError::Died { .. } | ProbeError::NoMonitor { .. } | ProbeError::Connect { .. } => Self::new(
+                "not-qemu",
+                message,
+                "is it a QEMU system emulator? It was started with -machine none, -S and a QMP monitor",
+            ),
+            ProbeError::Listen { .. } => Self::new(
+                "directory",
+                message,
+                "set XDG_RUNTIME_DIR to a directory of your own whose name is short: a socket's path has 107 bytes",
+            ),
+        }
+    }
+}
+
 impl From<CallError> for Blocker {
     fn from(error: CallError) -> Self {
         Self::bare("qmp", chain(&error))
@@ -163,6 +212,12 @@ impl From<RewriteError> for Blocker {
     }
 }
 
+impl From<TemplateError> for Blocker {
+    fn from(error: TemplateError) -> Self {
+        Self::new("template", chain(&error), error.hint())
+    }
+}
+
 impl From<TwinError> for Blocker {
     fn from(error: TwinError) -> Self {
         let message = chain(&error);
@@ -182,7 +237,7 @@ impl From<TwinError> for Blocker {
                     "the guest listens on a port of its own, which two QEMUs cannot have at once; take the option off \
                      the guest's command line, or give it port 0"
                 } else {
-                    "its command line is made from the source's; -vv shows it, --qemu PATH names another QEMU"
+                    "its command line is made from the source's, or from --template; -vv shows it, --qemu PATH names another QEMU"
                 };
                 Self::new("destination-died", message, hint)
             }

@@ -1,6 +1,6 @@
 //! `demo`: the embedded guest, moved and proven.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -13,7 +13,7 @@ use qmigrate::units::{Rate, Size};
 
 use super::migrate::LimitArguments;
 use super::session::{OutputArguments, Session, Signals};
-use super::{Hinted, refuse};
+use super::{Hinted, in_path, refuse};
 
 /// Starts a small guest, moves it live to a second QEMU, and proves that no byte of its memory was lost.
 #[derive(Debug, Args)]
@@ -58,7 +58,7 @@ impl std::str::FromStr for DirtyRate {
 }
 
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    let Some(qemu) = arguments.qemu.clone().or_else(in_path) else {
+    let Some(qemu) = arguments.qemu.clone().or_else(|| in_path("qemu-system-x86_64")) else {
         return Ok(refuse(
             "there is no qemu-system-x86_64 on this machine",
             Some("apt-get install qemu-system-x86 (Debian), or name one with --qemu PATH"),
@@ -93,7 +93,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         }
     };
     let mut session = Session::open(&demo.plan, &arguments.output, report, signals, &plan.runtime_directory)?;
-    let (outcome, findings) = demo.run(&mut session.history, &mut session.orders).await;
+    let (outcome, findings) = demo.run(&mut session.history, &mut session.orders, &mut session.journal).await;
     let code = session.close(&outcome).await;
     tell(&findings);
     if arguments.output.json {
@@ -112,18 +112,6 @@ fn hint(arguments: &Arguments) -> &'static str {
     } else {
         "--qemu PATH names another QEMU; --memory and --working-set say how much memory the guest takes"
     }
-}
-
-fn in_path() -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path)
-        .map(|place| place.join("qemu-system-x86_64"))
-        .find(|file| is_executable(file))
-}
-
-fn is_executable(file: &Path) -> bool {
-    use std::os::unix::fs::PermissionsExt;
-    file.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
 }
 
 fn workload(arguments: &Arguments) -> anyhow::Result<Workload> {

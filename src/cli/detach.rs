@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use qmigrate::control::{Engine, Said, engines, latest};
-use qmigrate::host::{Credentials, Launch, launch, runtime_directory, state_directory};
-use qmigrate::qemu::twin::last_words;
-use qmigrate::record::{Entry, MigrationId, Outcome, PhaseName};
-use qmigrate::report::summary;
+use qmigrate::host::{Credentials, Launch, launch, log_end, runtime_directory, state_directory};
+use qmigrate::record::{Entry, MigrationId, PhaseName};
+
+use super::session::tell;
 
 pub(crate) async fn run() -> anyhow::Result<ExitCode> {
     let id = MigrationId::new();
@@ -30,12 +30,24 @@ pub(crate) async fn run() -> anyhow::Result<ExitCode> {
     })
     .context("the engine cannot be started")?;
     let result = follow(&id, &mut child, &runtime).await;
-    let words = last_words(&log);
+    let words = log_end(&log);
     // The engine keeps writing to it where it has something to say; the record is what stays.
     let _ = std::fs::remove_file(&log);
     match result? {
         Some(code) => Ok(code),
-        None => bail!("the engine ended before it said anything: {words}"),
+        None => repeat(&words, &mut child),
+    }
+}
+
+/// An engine that was refused leaves no record, and has said why.
+fn repeat(words: &[u8], child: &mut Child) -> anyhow::Result<ExitCode> {
+    let status = child.wait()?;
+    match status.code().and_then(|code| u8::try_from(code).ok()) {
+        Some(code) if !words.is_empty() => {
+            say!("{}", String::from_utf8_lossy(words));
+            Ok(ExitCode::from(code))
+        }
+        _ => bail!("the engine ended before it said anything ({status})"),
     }
 }
 
@@ -46,17 +58,21 @@ async fn follow(
     runtime: &std::path::Path,
 ) -> anyhow::Result<Option<ExitCode>> {
     let Some(engine) = find(id, child, runtime).await? else { return Ok(ended(id)) };
-    let mut watch = engine.watch().await?;
-    while let Some(said) = watch.next().await? {
+    let Ok(mut watch) = engine.watch().await else {
+        // It closes its socket as it ends.
+        child.wait()?;
+        return Ok(ended(id));
+    };
+    while let Ok(Some(said)) = watch.next().await {
         match said {
             Said::Record(record) if record.outcome.is_some() => {
-                return Ok(record.outcome.map(|outcome| end(&outcome)));
+                return Ok(record.outcome.map(|outcome| tell(&outcome)));
             }
             Said::Record(record) if is_streaming(record.phase()) => return Ok(Some(streams(id))),
             Said::Entry(Entry::Phase(change)) if is_streaming(Some(change.phase)) => {
                 return Ok(Some(streams(id)));
             }
-            Said::Entry(Entry::Result(outcome)) => return Ok(Some(end(&outcome))),
+            Said::Entry(Entry::Result(outcome)) => return Ok(Some(tell(&outcome))),
             _ => {}
         }
     }
@@ -81,7 +97,11 @@ async fn find(
 }
 
 fn is_streaming(phase: Option<PhaseName>) -> bool {
-    !matches!(phase, None | Some(PhaseName::Check | PhaseName::Destination | PhaseName::Prepare))
+    // What has ended without a stream, or with one, tells its outcome next.
+    !matches!(
+        phase,
+        None | Some(PhaseName::Check | PhaseName::Destination | PhaseName::Prepare | PhaseName::Ended)
+    )
 }
 
 fn streams(id: &MigrationId) -> ExitCode {
@@ -93,12 +113,5 @@ fn streams(id: &MigrationId) -> ExitCode {
 /// What an engine left that has ended.
 fn ended(id: &MigrationId) -> Option<ExitCode> {
     let record = latest(&state_directory().ok()?, |record| &record.id == id)?;
-    record.outcome.map(|outcome| end(&outcome))
-}
-
-fn end(outcome: &Outcome) -> ExitCode {
-    for line in summary(outcome) {
-        say!("{line}");
-    }
-    ExitCode::from(outcome.exit_code)
+    record.outcome.map(|outcome| tell(&outcome))
 }

@@ -4,28 +4,36 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use qmigrate::host::runtime_directory;
 use qmigrate::migrate::engine::{self, Services};
 use qmigrate::migrate::phase::AtDestination;
-use qmigrate::migrate::plan::{Destination, Incoming, Limits, LostWrites, Mode, Plan, SourceAfter};
+use qmigrate::migrate::plan::{Destination, Incoming, Limits, LostWrites, MadeFrom, Mode, Plan, SourceAfter};
 use qmigrate::migrate::step::destination;
 use qmigrate::migrate::step::survey::survey;
 use qmigrate::qemu::QemuName;
+use qmigrate::qemu::dialect::Wish;
+use qmigrate::qemu::template::Placeholder;
 use qmigrate::record::{End, MigrationId, Observed};
 use qmigrate::units::{DowntimeMs, Rate, parse_duration};
 
 use super::session::{OutputArguments, Session, Signals};
-use super::{detach, refuse};
+use super::{detach, executable, refuse, template};
 
 #[expect(clippy::struct_excessive_bools, reason = "flags are what was typed; the plan has types")]
-/// Moves a running guest to a second QEMU on this machine, started from the first one's command line.
+/// Moves a running guest to a second QEMU on this machine, started from the first one's command line or a template.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// The guest: its QMP socket (PATH, unix:PATH, tcp:HOST:PORT) or its process (pid:PID).
     source: String,
     #[command(flatten)]
     limits: LimitArguments,
+    /// Starts the destination from this template and not from the source's command line.
+    #[arg(long, value_name = "FILE", conflicts_with = "destination_qmp")]
+    template: Option<PathBuf>,
+    /// The value of a placeholder of the template, such as qmp=/run/vm.qmp.
+    #[arg(long, value_name = "NAME=VALUE", requires = "template")]
+    set: Vec<String>,
     /// The destination's QEMU, if it is another one.
     #[arg(long, value_name = "PATH", conflicts_with = "destination_qmp")]
     qemu: Option<PathBuf>,
@@ -50,6 +58,10 @@ pub(crate) struct Arguments {
     /// Prints the destination's command line, after all checks; changes nothing.
     #[arg(long, conflicts_with = "detach")]
     dry_run: bool,
+    /// How downtime and bandwidth are set: modern, by migrate-set-parameters; legacy, by the two commands that QEMU
+    /// had for it until 5.2; auto, as the QEMU can.
+    #[arg(long, value_name = "WHICH", default_value = "auto", hide_possible_values = true)]
+    dialect: Dialect,
     /// Moves a guest live also where QEMU is known to lose its writes (TCG before 9.0).
     #[arg(long = "unsafe")]
     accept_lost_writes: bool,
@@ -58,6 +70,24 @@ pub(crate) struct Arguments {
     /// The engine that --detach starts: the migration's name.
     #[arg(long, hide = true)]
     detached: Option<MigrationId>,
+}
+
+/// The words in which a QEMU is told its limits.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Dialect {
+    Auto,
+    Legacy,
+    Modern,
+}
+
+impl From<Dialect> for Wish {
+    fn from(dialect: Dialect) -> Self {
+        match dialect {
+            Dialect::Auto => Self::Auto,
+            Dialect::Legacy => Self::Legacy,
+            Dialect::Modern => Self::Modern,
+        }
+    }
 }
 
 /// The limits of a migration.
@@ -91,22 +121,27 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Ok(incoming) => incoming,
         Err(refused) => return Ok(refused),
     };
+    let made_from = match made_from(&arguments) {
+        Ok(made_from) => made_from,
+        Err(refused) => return Ok(refused),
+    };
     if arguments.detach {
         return detach::run().await;
     }
     let runtime = runtime_directory()?;
     let output = arguments.output.clone();
     if arguments.dry_run {
-        let plan = plan(arguments, source, incoming, &runtime);
+        let plan = plan(arguments, source, made_from, incoming, &runtime);
         return Ok(dry_run(&plan).await);
     }
     let signals = Signals::catch()?;
     let report = output.open_report()?;
-    let plan = plan(arguments, source, incoming, &runtime);
+    let plan = plan(arguments, source, made_from, incoming, &runtime);
     let mut session = Session::open(&plan, &output, report, signals, &runtime)?;
     let services = Services {
         history: &mut session.history,
         orders: &mut session.orders,
+        journal: &mut session.journal,
         observed: &mut || Observed::NotObserved,
     };
     let outcome = engine::run(&plan, services).await;
@@ -160,12 +195,31 @@ fn incoming(text: &str) -> Result<Incoming, ExitCode> {
     }
 }
 
-fn plan(arguments: Arguments, source: QemuName, incoming: Incoming, runtime: &std::path::Path) -> Plan {
+/// What the destination's command line is made from.
+fn made_from(arguments: &Arguments) -> Result<MadeFrom, ExitCode> {
+    let Some(path) = &arguments.template else { return Ok(MadeFrom::Source) };
+    let (file, values) = template::read(path, &arguments.set)?;
+    if values.get(Placeholder::Incoming).is_some() {
+        return Err(refuse(
+            format!("--set {}: a migration chooses this itself", Placeholder::Incoming.word()),
+            Some("--incoming WHERE says where the destination listens"),
+        ));
+    }
+    Ok(MadeFrom::Template(Box::new(file), values))
+}
+
+fn plan(
+    arguments: Arguments,
+    source: QemuName,
+    made_from: MadeFrom,
+    incoming: Incoming,
+    runtime: &std::path::Path,
+) -> Plan {
     let id = arguments.detached.unwrap_or_default();
     let directory = runtime.join(id.as_str());
     let destination = match arguments.destination_qmp {
         Some(name) => Destination::Started(name),
-        None => Destination::Start { qemu: arguments.qemu, incoming },
+        None => Destination::Start { made_from, qemu: arguments.qemu.map(executable), incoming },
     };
     Plan {
         id,
@@ -181,6 +235,7 @@ fn plan(arguments: Arguments, source: QemuName, incoming: Incoming, runtime: &st
         },
         source_after: if arguments.keep_source { SourceAfter::Keep } else { SourceAfter::Quit },
         lost_writes: if arguments.accept_lost_writes { LostWrites::Accept } else { LostWrites::Refuse },
+        dialect: arguments.dialect.into(),
         directory,
     }
 }

@@ -23,24 +23,34 @@ mod cancel;
 mod demo;
 /// Lets the engine run on without its terminal.
 mod detach;
+/// `features`: what QEMUs can do, side by side.
+mod features;
 /// `list`: the QEMUs of this host.
 mod list;
 /// `migrate`: moves a guest.
 mod migrate;
 /// `pause`: stops the guest so that what is left can be sent.
 mod pause;
+/// `recover`: finishes or undoes what a crash has left.
+mod recover;
 /// One migration as the command runs it: history, orders, signals, control socket, report.
 mod session;
 /// `set`: changes limits while a migration runs.
 mod set;
+/// `start`: starts a guest from a template.
+mod start;
 /// `status`: how far a migration is, once.
 mod status;
 /// Finds whoever moves the guest that was named: an engine, or QEMU alone.
 mod target;
+/// `template`: the command line of a guest as a file.
+mod template;
 /// `watch`: follows a migration to its end.
 mod watch;
 
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ErrorKind};
@@ -68,6 +78,7 @@ enum Command {
     Demo(demo::Arguments),
     Migrate(migrate::Arguments),
     List(list::Arguments),
+    Features(features::Arguments),
     Status(status::Arguments),
     Watch(watch::Arguments),
     Set(set::Arguments),
@@ -75,6 +86,9 @@ enum Command {
     Pause(pause::Arguments),
     #[command(visible_alias = "abort")]
     Cancel(cancel::Arguments),
+    Recover(recover::Arguments),
+    Template(template::Arguments),
+    Start(start::Arguments),
 }
 
 /// Writes lines. Unlike `println!` it survives a terminal or a reader that has gone away; and what a QEMU, a guest or
@@ -91,11 +105,15 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Demo(arguments) => demo::run(arguments).await,
         Command::Migrate(arguments) => migrate::run(arguments).await,
         Command::List(arguments) => list::run(arguments).await,
+        Command::Features(arguments) => features::run(arguments).await,
         Command::Status(arguments) => status::run(arguments).await,
         Command::Watch(arguments) => watch::run(arguments).await,
         Command::Set(arguments) => set::run(arguments).await,
         Command::Pause(arguments) => pause::run(arguments).await,
         Command::Cancel(arguments) => cancel::run(arguments).await,
+        Command::Recover(arguments) => recover::run(arguments).await,
+        Command::Template(arguments) => template::run(arguments).await,
+        Command::Start(arguments) => start::run(arguments).await,
     }
 }
 
@@ -110,6 +128,23 @@ pub(crate) fn unreadable(error: &clap::Error) -> ExitCode {
     // Nobody may be reading any more.
     let _ = error.print();
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+}
+
+/// The executable of this name in PATH.
+pub(crate) fn in_path(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|place| place.join(name)).find(|file| is_executable(file))
+}
+
+/// An executable as it was typed, found from anywhere: it is started in a directory of its own. As in a shell, a bare
+/// name is one in PATH.
+pub(crate) fn executable(typed: PathBuf) -> PathBuf {
+    let bare = typed.to_str().filter(|name| !name.contains('/'));
+    bare.and_then(in_path).or_else(|| std::path::absolute(&typed).ok()).unwrap_or(typed)
+}
+
+fn is_executable(file: &Path) -> bool {
+    file.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
 }
 
 /// An error with what to do about it.

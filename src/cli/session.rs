@@ -7,9 +7,11 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Args;
+use qmigrate::check::Blocker;
 use qmigrate::control::{Server, Watchers, keep};
 use qmigrate::host::state_directory;
 use qmigrate::migrate::history::{History, Witness};
+use qmigrate::migrate::journal::{Begun, Journal, JournalError};
 use qmigrate::migrate::order::{Commander, Orders, Request, orders};
 use qmigrate::migrate::plan::Plan;
 use qmigrate::record::{End, Outcome, Record};
@@ -33,6 +35,11 @@ pub(crate) struct OutputArguments {
 pub(crate) type Report = (PathBuf, File);
 
 impl OutputArguments {
+    /// Whether programs read.
+    pub(crate) fn json(&self) -> bool {
+        self.json
+    }
+
     /// Opens the report, if one is wanted.
     pub(crate) fn open_report(&self) -> anyhow::Result<Option<Report>> {
         let Some(path) = &self.report else { return Ok(None) };
@@ -89,6 +96,7 @@ impl Signals {
 pub(crate) struct Session {
     pub(crate) history: History,
     pub(crate) orders: Orders,
+    pub(crate) journal: Journal,
     server: Option<Server>,
     report: Option<Report>,
 }
@@ -102,27 +110,44 @@ impl Session {
         signals: Signals,
         runtime: &Path,
     ) -> anyhow::Result<Self> {
+        let journal = Journal::begin(&state_directory()?, Begun::of(plan)).map_err(unwritable)?;
+        let record = Record::new(plan.id.clone(), plan.request(), jiff::Timestamp::now());
+        Self::of(record, journal, output, report, signals, runtime).map_err(|(error, journal)| {
+            // Nothing has begun.
+            journal.close();
+            error
+        })
+    }
+
+    /// The session of a migration that another engine has begun.
+    pub(crate) fn of(
+        record: Record,
+        journal: Journal,
+        output: &OutputArguments,
+        report: Option<Report>,
+        signals: Signals,
+        runtime: &Path,
+    ) -> Result<Self, (anyhow::Error, Journal)> {
         let watchers = Watchers::new();
         let mut witnesses: Vec<Box<dyn Witness>> =
             vec![Box::new(watchers.clone()), Box::new(Progress::new())];
         if output.json {
             witnesses.push(Box::new(JsonLines::new(std::io::stdout())));
         }
-        let record = Record::new(plan.id.clone(), plan.request(), jiff::Timestamp::now());
+        let id = record.id.clone();
         let history = History::new(record, witnesses);
         let (commander, orders) = orders();
         signals.cancel(commander.clone());
-        let server = Server::start(runtime, &plan.id, history.shared(), commander, watchers);
-        let server = server.with_context(|| format!("no control socket in {}", runtime.display()))?;
-        Ok(Self { history, orders, server: Some(server), report })
+        let server = Server::start(runtime, &id, history.shared(), commander, watchers);
+        match server.with_context(|| format!("no control socket in {}", runtime.display())) {
+            Ok(server) => Ok(Self { history, orders, journal, server: Some(server), report }),
+            Err(error) => Err((error, journal)),
+        }
     }
 
     /// Tells the end to all who want to know, and gives the exit code.
     pub(crate) async fn close(mut self, outcome: &Outcome) -> ExitCode {
         self.history.finish();
-        if let Some(server) = self.server.take() {
-            server.finish().await;
-        }
         let record = self.history.record().clone();
         if let Some((path, mut file)) = self.report.take() {
             let written = serde_json::to_writer_pretty(&file, &record).map_err(std::io::Error::from);
@@ -137,13 +162,29 @@ impl Session {
         {
             say!("warning: {error:#}");
         }
-        let lines = summary(outcome);
-        let prefix = if outcome.end == End::Refused { "error: " } else { "" };
-        for (number, line) in lines.iter().enumerate() {
-            let is_hint = line.starts_with("hint: ");
-            let prefix = if number == 0 || (outcome.end == End::Refused && !is_hint) { prefix } else { "" };
-            say!("{prefix}{line}");
+        // Whoever comes from now on finds the record.
+        if let Some(server) = self.server.take() {
+            server.finish().await;
         }
-        ExitCode::from(outcome.exit_code)
+        // The last of all: what an engine leaves that is killed before this, `recover` finds.
+        if outcome.end != End::Undecided {
+            self.journal.close();
+        }
+        tell(outcome)
     }
+}
+
+/// A journal that cannot be had, with what to do about it.
+pub(crate) fn unwritable(error: JournalError) -> anyhow::Error {
+    let blocker = Blocker::from(error);
+    Hinted::new(&anyhow::anyhow!(blocker.message), blocker.hint.unwrap_or_default()).into()
+}
+
+/// Says how a migration ended, and gives the exit code.
+pub(crate) fn tell(outcome: &Outcome) -> ExitCode {
+    for line in summary(outcome) {
+        let is_error = outcome.end == End::Refused && !line.starts_with("hint: ");
+        say!("{}{line}", if is_error { "error: " } else { "" });
+    }
+    ExitCode::from(outcome.exit_code)
 }

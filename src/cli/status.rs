@@ -23,8 +23,8 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     match find(arguments.name.as_deref()).await? {
         Ok(Target::Engine(engine)) => show(&engine.record, arguments.json)?,
         Ok(Target::Past(record)) => show(&record, arguments.json)?,
-        Ok(Target::Foreign(_, info)) if arguments.json => data!("{}", foreign_json(&info)),
-        Ok(Target::Foreign(_, info)) => show!("{}", foreign_line(&info)),
+        Ok(Target::Foreign(_, qemu)) if arguments.json => data!("{}", foreign_json(&qemu.migration)),
+        Ok(Target::Foreign(_, qemu)) => show!("{}", foreign_line(&qemu.migration)),
         Err(blocker) => return Ok(refuse(&blocker, blocker.hint.as_deref())),
     }
     Ok(ExitCode::SUCCESS)

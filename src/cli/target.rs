@@ -8,11 +8,13 @@ use qapi_qmp as words;
 use qmigrate::check::Blocker;
 use qmigrate::control::{Engine, EngineError, Question, engines, latest};
 use qmigrate::host::{runtime_directory, state_directory};
-use qmigrate::migrate::step::prepare;
+use qmigrate::migrate::step::limits::{self, QemuLimits};
+use qmigrate::qemu::dialect::{Dialect, Wish};
 use qmigrate::qemu::{Inventory, Located, QemuName, locate};
 use qmigrate::qmp::words::{MigrationInfo, MigrationStatus, RunState, StatusInfo};
 use qmigrate::qmp::{Client, Deadlines, Leg};
 use qmigrate::record::Record;
+use qmigrate::units::{DowntimeMs, Rate};
 
 use super::refuse;
 
@@ -25,7 +27,7 @@ pub(crate) enum Target {
     /// An engine of ours moves it.
     Engine(Box<Engine>),
     /// QEMU moves it, by somebody else's order; its monitor is free.
-    Foreign(Client, Box<MigrationInfo>),
+    Foreign(Client, Box<Inventory>),
     /// It is not being moved; the last time that it was.
     Past(Box<Record>),
 }
@@ -54,7 +56,7 @@ pub(crate) async fn find(name: Option<&str>) -> anyhow::Result<Result<Target, Bl
     if let Some(at) = own.or_else(|| engines.iter().position(|engine| engine.moves(name))) {
         return Ok(Ok(Target::Engine(Box::new(engines.remove(at)))));
     }
-    let past = || state_directory().ok().and_then(|state| latest(&state, |record| is_of(record, name)));
+    let past = || past(name);
     let qemu: QemuName = match name.parse() {
         Ok(qemu) => qemu,
         Err(error) => {
@@ -69,11 +71,16 @@ pub(crate) async fn find(name: Option<&str>) -> anyhow::Result<Result<Target, Bl
             let inventory = Inventory::take(&client).await?;
             match past() {
                 Some(record) if !is_moving(&inventory.migration) => Ok(Ok(Target::Past(Box::new(record)))),
-                _ => Ok(Ok(Target::Foreign(client, Box::new(inventory.migration)))),
+                _ => Ok(Ok(Target::Foreign(client, Box::new(inventory)))),
             }
         }
         Err(error) => Ok(past().map(|record| Target::Past(Box::new(record))).ok_or_else(|| error.into())),
     }
+}
+
+/// The record of the last migration that goes by this name.
+pub(crate) fn past(name: &str) -> Option<Record> {
+    state_directory().ok().and_then(|state| latest(&state, |record| is_of(record, name)))
 }
 
 /// Whether a record is of this migration, or of this guest.
@@ -94,9 +101,13 @@ pub(crate) async fn order(name: Option<&str>, question: &Question) -> anyhow::Re
         Ok(Target::Engine(engine)) => match engine.order(question).await {
             Ok(done) => done,
             Err(EngineError::Refused(refused)) => return Ok(refuse(refused, None)),
+            // It has ended meanwhile.
+            Err(_) if past(engine.record.id.as_str()).is_some() => return Ok(refuse_idle()),
             Err(error) => return Err(error.into()),
         },
-        Ok(Target::Foreign(client, info)) if is_moving(&info) => drive(&client, question).await?.to_owned(),
+        Ok(Target::Foreign(client, qemu)) if is_moving(&qemu.migration) => {
+            drive(&client, &qemu.dialect, question).await?.to_owned()
+        }
         Ok(Target::Foreign(..) | Target::Past(_)) => {
             return Ok(refuse_idle());
         }
@@ -118,7 +129,7 @@ fn is_moving(info: &MigrationInfo) -> bool {
 }
 
 /// Drives a migration that no engine of ours has started.
-async fn drive(client: &Client, question: &Question) -> anyhow::Result<&'static str> {
+async fn drive(client: &Client, dialect: &Dialect, question: &Question) -> anyhow::Result<&'static str> {
     Ok(match question {
         Question::Cancel => {
             client.call(&words::migrate_cancel {}, ANSWER_WITHIN).await?;
@@ -134,8 +145,11 @@ async fn drive(client: &Client, question: &Question) -> anyhow::Result<&'static 
             "the guest stands still; whoever started the migration has to run it on the destination (`cont`)"
         }
         Question::Set(limits) => {
-            prepare::set_limits(client, limits.max_downtime_ms, limits.max_bandwidth_bytes_per_second)
-                .await?;
+            let limits = QemuLimits {
+                downtime_ms: limits.max_downtime_ms.map(DowntimeMs::milliseconds),
+                bytes_per_second: limits.max_bandwidth_bytes_per_second.map(Rate::bytes_per_second),
+            };
+            limits::send(client, dialect.limits_by(Wish::Auto)?, limits, ANSWER_WITHIN).await?;
             "the limits are in force"
         }
         Question::Status | Question::Watch => "nothing was changed",

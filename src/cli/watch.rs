@@ -9,11 +9,11 @@ use qmigrate::control::{Engine, Said};
 use qmigrate::migrate::history::Witness;
 use qmigrate::qmp::Client;
 use qmigrate::qmp::words::{MigrationInfo, MigrationStatus};
-use qmigrate::record::{End, Entry, Outcome};
+use qmigrate::record::{End, Outcome};
 use qmigrate::report::{JsonLines, Progress, foreign_line, summary};
 
 use super::refuse;
-use super::target::{Target, find};
+use super::target::{Target, find, past};
 
 /// A foreign migration tells nothing by itself: its events cannot be switched on while it runs.
 const ASK_EVERY: Duration = Duration::from_millis(500);
@@ -36,40 +36,42 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             Some(outcome) => Ok(end(outcome)),
             None => Ok(refuse("that migration has left no outcome", None)),
         },
-        Ok(Target::Foreign(client, info)) => watch_foreign(&client, *info).await,
+        Ok(Target::Foreign(client, qemu)) => watch_foreign(&client, qemu.migration).await,
         Err(blocker) => Ok(refuse(&blocker, blocker.hint.as_deref())),
     }
 }
 
 async fn watch(engine: &Engine, json: bool) -> anyhow::Result<ExitCode> {
-    let mut watch = engine.watch().await?;
     let mut record = engine.record.clone();
     let mut witnesses: Vec<Box<dyn Witness>> = vec![Box::new(Progress::new())];
     if json {
         witnesses.push(Box::new(JsonLines::new(std::io::stdout())));
     }
-    while let Some(said) = watch.next().await? {
-        match said {
-            Said::Record(now) => record = *now,
-            Said::Entry(entry) => {
-                record.apply(entry.clone());
-                for witness in &mut witnesses {
-                    witness.told(&record, &entry);
+    if let Ok(mut watch) = engine.watch().await {
+        while let Ok(Some(said)) = watch.next().await {
+            match said {
+                Said::Record(now) => record = *now,
+                Said::Entry(entry) => {
+                    record.apply(entry.clone());
+                    for witness in &mut witnesses {
+                        witness.told(&record, &entry);
+                    }
                 }
-                if let Entry::Result(outcome) = entry {
-                    return Ok(end(&outcome));
-                }
+                Said::Done(_) | Said::Refused(_) => {}
             }
-            Said::Done(_) | Said::Refused(_) => {}
-        }
-        if let Some(outcome) = &record.outcome {
-            return Ok(end(outcome));
+            if let Some(outcome) = &record.outcome {
+                return Ok(end(outcome));
+            }
         }
     }
-    Ok(refuse(
-        "the engine ended without an outcome",
-        Some("`qmigrate list` shows which QEMUs there are and what they do"),
-    ))
+    // It keeps its record before it closes its socket.
+    match past(engine.record.id.as_str()).and_then(|record| record.outcome) {
+        Some(outcome) => Ok(end(&outcome)),
+        None => Ok(refuse(
+            "the engine ended without an outcome",
+            Some("`qmigrate list` shows which QEMUs there are and what they do"),
+        )),
+    }
 }
 
 fn end(outcome: &Outcome) -> ExitCode {

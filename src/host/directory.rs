@@ -90,6 +90,11 @@ impl PrivateDirectory {
         }
     }
 
+    /// One that an engine which has ended had made, or was about to make.
+    pub fn of_another_engine(path: PathBuf, owner: Credentials) -> Self {
+        Self { path, owner }
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path

@@ -8,8 +8,9 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{
-    Gid, Uid, getegid, geteuid, getgroups, setfsgid, setfsuid, setgid, setgroups, setsid, setuid,
+    Gid, Pid, Uid, getegid, geteuid, getgroups, setfsgid, setfsuid, setgid, setgroups, setsid, setuid,
 };
 
 /// Whom a process runs as.
@@ -105,6 +106,17 @@ pub fn launch(launch: &Launch) -> io::Result<Child> {
     // no lock and allocates nothing, and what it owns was allocated before.
     unsafe { command.pre_exec(before_exec) };
     command.spawn()
+}
+
+/// Ends a process that was launched here, and what it has started itself: a program may be a script that runs QEMU as a
+/// child of its own. What cannot be killed has ended.
+pub fn end(child: &mut Child) {
+    // The number of one that has been waited for may be somebody else's by now.
+    if let (Ok(None), Ok(group)) = (child.try_wait(), i32::try_from(child.id())) {
+        let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
+    }
+    let _ = child.kill();
+    let _ = child.wait();
 }
 
 fn log_file(launch: &Launch) -> io::Result<File> {

@@ -42,7 +42,8 @@ impl ProcessIdentity {
 #[derive(Debug)]
 pub struct ProcessHandle {
     identity: ProcessIdentity,
-    pidfd: AsyncFd<OwnedFd>,
+    /// None for one that had ended before it could be held.
+    pidfd: Option<AsyncFd<OwnedFd>>,
 }
 
 impl ProcessHandle {
@@ -57,7 +58,12 @@ impl ProcessHandle {
         // SAFETY: an `OwnedFd` is the same open descriptor until it is dropped, and here it is dropped with the
         // `AsyncFd` that owns it.
         let pidfd = unsafe { AsyncFd::register(pidfd) }.map_err(io::Error::from)?;
-        Ok(Self { identity, pidfd })
+        Ok(Self { identity, pidfd: Some(pidfd) })
+    }
+
+    /// A hold on nothing, for a process that is known to have ended.
+    pub fn of_one_that_ended(identity: ProcessIdentity) -> Self {
+        Self { identity, pidfd: None }
     }
 
     /// Its number.
@@ -72,7 +78,8 @@ impl ProcessHandle {
 
     /// Ends it at once (`SIGKILL`), also when it is stopped. One that has already ended is fine.
     pub fn kill(&self) -> io::Result<()> {
-        match pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL) {
+        let Some(pidfd) = &self.pidfd else { return Ok(()) };
+        match pidfd_send_signal(pidfd.get_ref(), Signal::KILL) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
             Err(error) => Err(error.into()),
         }
@@ -85,7 +92,8 @@ impl ProcessHandle {
 
     /// Whether it has ended by then; blocks the thread, for where nothing can be awaited.
     pub fn has_ended_within(&self, bound: Duration) -> bool {
-        let mut polled = [PollFd::new(self.pidfd.get_ref(), PollFlags::IN)];
+        let Some(pidfd) = &self.pidfd else { return true };
+        let mut polled = [PollFd::new(pidfd.get_ref(), PollFlags::IN)];
         // Bounds are seconds: far below what the kernel can hold.
         let bound = Timespec {
             tv_sec: i64::try_from(bound.as_secs()).unwrap_or(i64::MAX),
@@ -96,9 +104,10 @@ impl ProcessHandle {
 
     /// Waits until it has ended: its memory is gone and it will never run again.
     pub async fn ended(&self) {
+        let Some(pidfd) = &self.pidfd else { return };
         // A pidfd becomes readable when its process has ended, and stays so. An error here can only mean that the
         // runtime is being torn down; then nobody waits for the answer.
-        let _ = self.pidfd.readable().await;
+        let _ = pidfd.readable().await;
     }
 
     /// Waits until it has ended, but not longer than `bound`; says whether it has.

@@ -6,16 +6,18 @@ use std::time::Duration;
 use qapi_qmp as words;
 use serde::Serialize;
 
-use super::subject::{Subject, SubjectError, qemu_version};
+use super::subject::{Board, Subject, SubjectError, qemu_version};
 use crate::guest::{Accelerator, GuestState, KvmUnusable, Proof, Workload, probe_kvm};
 use crate::host::{Credentials, DirectoryError, PrivateDirectory, ProcessHandle};
 use crate::migrate::engine::{self, Services};
 use crate::migrate::history::History;
+use crate::migrate::journal::Journal;
 use crate::migrate::order::Orders;
 use crate::migrate::phase::AtDestination;
-use crate::migrate::plan::{Destination, Incoming, Limits, LostWrites, Mode, Plan, SourceAfter};
+use crate::migrate::plan::{Destination, Incoming, Limits, LostWrites, MadeFrom, Mode, Plan, SourceAfter};
 use crate::observe::heartbeat::{Handover, Observer};
 use crate::qemu::QemuName;
+use crate::qemu::dialect::Wish;
 use crate::record::{End, MigrationId, Observed, Outcome, Party};
 
 /// A KVM that takes longer than this to run a small guest is itself emulated, and slower than TCG.
@@ -151,18 +153,23 @@ pub struct Demo {
 pub async fn start(plan: &DemoPlan, setting: &Setting) -> Result<Demo, DemoError> {
     let directory = Scratch::create(plan, "demo")?;
     let (workload, place) = (plan.workload.clone(), directory.0.path());
-    let subject = Subject::start(&plan.qemu, setting.accelerator, workload, place).await?;
+    let subject = Subject::start(&plan.qemu, Board::newest(setting.accelerator), workload, place).await?;
     let monitor = subject.monitor.clone();
     let migration = Plan {
         id: plan.id.clone(),
         typed: monitor.to_string(),
         source: QemuName::Monitor(monitor),
-        destination: Destination::Start { qemu: None, incoming: Incoming::Defer },
+        destination: Destination::Start {
+            made_from: MadeFrom::Source,
+            qemu: None,
+            incoming: Incoming::Defer,
+        },
         limits: plan.limits,
         mode: setting.mode,
         at_destination: AtDestination::AsBefore,
         source_after: SourceAfter::Quit,
         lost_writes: LostWrites::Refuse,
+        dialect: Wish::Auto,
         directory: plan.runtime_directory.join(plan.id.as_str()),
     };
     Ok(Demo { subject, _directory: directory, plan: migration })
@@ -170,7 +177,12 @@ pub async fn start(plan: &DemoPlan, setting: &Setting) -> Result<Demo, DemoError
 
 impl Demo {
     /// Moves the guest, proves what can be proven, and ends it. Nothing is left behind.
-    pub async fn run(self, history: &mut History, orders: &mut Orders) -> (Outcome, Findings) {
+    pub async fn run(
+        self,
+        history: &mut History,
+        orders: &mut Orders,
+        journal: &mut Journal,
+    ) -> (Outcome, Findings) {
         let source_pid = self.subject.process.pid();
         let record = history.shared();
         let moved_to = || {
@@ -178,7 +190,7 @@ impl Demo {
         };
         let observer = &self.subject.observer;
         let mut look = || seen(observer, source_pid, moved_to());
-        let services = Services { history, orders, observed: &mut look };
+        let services = Services { history, orders, journal, observed: &mut look };
         let outcome = engine::run(&self.plan, services).await;
         let destination_pid = moved_to();
         let findings = self.findings(&outcome, source_pid, destination_pid).await;

@@ -91,6 +91,22 @@ pub enum SubjectError {
     Corruption(#[from] Corruption),
 }
 
+/// What a guest is started on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Board<'a> {
+    /// The machine type: a versioned one where QEMUs of several versions are to have the guest.
+    pub machine: &'a str,
+    /// Who executes it.
+    pub accelerator: Accelerator,
+}
+
+impl Board<'_> {
+    /// The newest machine that a QEMU has.
+    pub fn newest(accelerator: Accelerator) -> Self {
+        Self { machine: "pc", accelerator }
+    }
+}
+
 /// A guest with its observer, in a directory of its own.
 #[derive(Debug)]
 pub struct Subject {
@@ -113,7 +129,7 @@ impl Subject {
     /// Starts a guest and waits until it does what it is to do.
     pub async fn start(
         qemu: &Path,
-        accelerator: Accelerator,
+        board: Board<'_>,
         workload: Workload,
         directory: &Path,
     ) -> Result<Self, SubjectError> {
@@ -122,8 +138,8 @@ impl Subject {
         let observer = Observer::listen(&directory.join("beats"))?;
         let qmp = directory.join("qmp");
         let machine = Machine {
-            machine: "pc".to_owned(),
-            accelerator,
+            machine: board.machine.to_owned(),
+            accelerator: board.accelerator,
             memory: workload.memory(),
             kernel: Some(image.path()),
             qmp: qmp.clone(),

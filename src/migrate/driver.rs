@@ -15,24 +15,31 @@ use std::time::{Duration, Instant};
 
 /// What the phase machine says, done.
 mod act;
+/// Answers that have come.
+mod answers;
+/// Whose cancel it was.
+mod cancels;
 /// Orders of people: cancel, pause, new limits.
 mod people;
 /// How far the stream is, and what the controller makes of it.
 mod progress;
 
 use act::read;
+use cancels::Cancels;
 use qapi_qmp as words;
 use tokio::sync::mpsc;
 use tokio::time::{Instant as TokioInstant, sleep_until};
 
 use super::history::History;
+use super::journal::Ledger;
 use super::order::{Order, Orders};
-use super::phase::{AtSource, Input, Phase, Retreat, Seen, SourceEnd};
+use super::phase::{Action, AtSource, Input, Phase, Rest, Retreat, Seen, SourceEnd};
 use super::plan::{Limits, Mode};
-use super::side::{Contact, Side, Word};
+use super::side::{Contact, LAST_BREATH, Side, Word};
 use super::watchdog::Watchdog;
+use crate::check::chain;
 use crate::converge::Controller;
-use crate::qmp::words::{MigrationInfo, MigrationStatus, Notice, RunState, StatusInfo};
+use crate::qmp::words::{MigrationInfo, Notice, StatusInfo};
 use crate::qmp::{CallError, Heard, Leg};
 
 /// How often the source is asked how far it is. QEMU's own figures change every 100 ms.
@@ -47,8 +54,6 @@ const TRY_AGAIN: Duration = Duration::from_millis(20);
 const LAST_CALL: Duration = Duration::from_secs(1);
 /// A retreat or a hand-over that has not come to its end by then never will.
 const GIVE_UP: Duration = Duration::from_secs(30);
-/// A process that closes its monitor as it ends is gone within this.
-const LAST_BREATH: Duration = Duration::from_millis(200);
 /// Answers are awaited for as long as a retreat is tried: silence in the blackout is not death.
 const ANSWER: Duration = Duration::from_secs(60);
 
@@ -70,10 +75,11 @@ pub struct Conclusion {
 }
 
 impl Conclusion {
-    /// Whether it went wrong on the destination's side, so that what that had to say is of interest. A destination
-    /// whose stream was cancelled complains too.
-    pub fn blames_destination(&self) -> bool {
-        self.reason.as_ref().is_some_and(|reason| reason.contains("destination"))
+    /// Whether it may have gone wrong on the destination's side, so that what that had to say is of interest: a source
+    /// often fails first, and does not know why (run on 10.0). A destination whose stream was cancelled complains too.
+    pub fn may_blame_destination(&self) -> bool {
+        let Some(reason) = &self.reason else { return true };
+        reason.contains("destination") || reason.starts_with("the source's QEMU says")
     }
 }
 
@@ -103,6 +109,8 @@ pub struct Driver<'a> {
     orders: &'a mut Orders,
     limits: Limits,
     controller: Controller,
+    ledger: &'a mut dyn Ledger,
+    is_ledger_lost: bool,
     watchdog: Watchdog,
     answers: mpsc::UnboundedSender<Answer>,
     answered: mpsc::UnboundedReceiver<Answer>,
@@ -116,19 +124,20 @@ pub struct Driver<'a> {
     /// How often the source's guest has stopped or started: an answer that was asked for before the last time says
     /// nothing of now.
     source_changes: u64,
-    /// Whether a cancel, or what amounts to one, came from here.
-    has_cancelled: bool,
+    /// Whether `migrate` was sent, and its connection ended before it was answered: it may never have been read.
+    is_start_unknown: bool,
+    cancels: Cancels,
 }
 
 impl<'a> Driver<'a> {
-    /// A driver for two sides that are prepared.
+    /// A driver for two sides that are prepared. The phase has been written down.
     pub fn new(
         (source, destination): (Side, Side),
         phase: Phase,
         limits: Limits,
-        controller: Controller,
         history: &'a mut History,
         orders: &'a mut Orders,
+        ledger: &'a mut dyn Ledger,
     ) -> Self {
         let (answers, answered) = mpsc::unbounded_channel();
         let streaming_since_ms = history.now_ms();
@@ -138,7 +147,9 @@ impl<'a> Driver<'a> {
             phase,
             orders,
             limits,
-            controller,
+            controller: Controller::new(limits.budget()),
+            ledger,
+            is_ledger_lost: false,
             watchdog: Watchdog::new(limits.longest_blackout()),
             answers,
             answered,
@@ -154,11 +165,12 @@ impl<'a> Driver<'a> {
             history,
             pass: 0,
             sampled_at_ms: f64::MIN,
-            ask_at: Instant::now(),
+            ask_at: now(),
             step_overdue_at: None,
             give_up_at: None,
             source_changes: 0,
-            has_cancelled: false,
+            is_start_unknown: false,
+            cancels: Cancels::default(),
         }
     }
 
@@ -176,10 +188,39 @@ impl<'a> Driver<'a> {
         // What happened between the last look at the guest and the first event heard here.
         self.ask_state(Leg::Source);
         self.enter(self.phase).await;
+        self.drive().await
+    }
+
+    /// Goes on where another engine has ended. Nothing is done again but what can be done twice without harm.
+    pub async fn resume(mut self) -> (Conclusion, Side, Side) {
+        // `migrate` may not have been sent, or not been read.
+        self.is_start_unknown = true;
+        let phase = self.phase;
+        self.enter(phase).await;
+        if let Some(input) = phase.pending().and_then(|action| self.perform(action)) {
+            self.take(input).await;
+        }
+        self.drive().await
+    }
+
+    /// Ends before `migrate` was sent: the guest is where it was.
+    pub fn give_up(mut self, reason: &str) -> (Conclusion, Side, Side) {
+        self.explain(reason);
+        let stands = matches!(self.phase, Phase::Streaming(guest) if guest.at_source == AtSource::Standing);
+        self.conclusion.phase = Phase::Back(if stands { Rest::Standing } else { Rest::Running });
+        (self.conclusion, self.source, self.destination)
+    }
+
+    async fn drive(mut self) -> (Conclusion, Side, Side) {
         while !self.phase.is_final() {
             self.step().await;
         }
         self.conclusion.phase = self.phase;
+        if matches!(self.phase, Phase::Arrived(_) | Phase::Back(_)) {
+            // What is left to do there needs both.
+            self.source.heal().await;
+            self.destination.heal().await;
+        }
         (self.conclusion, self.source, self.destination)
     }
 
@@ -197,7 +238,7 @@ impl<'a> Driver<'a> {
             word = self.destination.next() => self.word(Leg::Destination, word).await,
             Some(answer) = self.answered.recv() => self.answer(answer).await,
             order = self.orders.next() => self.order(order).await,
-            () = sleep_until(wake_at) => self.times(Instant::now()).await,
+            () = sleep_until(wake_at) => self.times(now()).await,
         }
     }
 
@@ -224,9 +265,22 @@ impl<'a> Driver<'a> {
                 Ok(Err(_)) | Err(_) => break,
             }
         }
+        if leg == Leg::Destination {
+            self.hear_of_cont().await;
+        }
         self.side(leg).contact = Contact::Ended;
         self.explain(&format!("the {leg}'s process has ended"));
         self.take(on(leg, Seen::Gone)).await;
+    }
+
+    /// What became of a `cont` to a destination that has ended: one that was certainly not sent leaves a way back.
+    async fn hear_of_cont(&mut self) {
+        while matches!(self.phase, Phase::Committed { .. }) {
+            match tokio::time::timeout(LAST_BREATH, self.answered.recv()).await {
+                Ok(Some(answer)) => self.answer(answer).await,
+                Ok(None) | Err(_) => return,
+            }
+        }
     }
 
     /// The next moment at which something is due.
@@ -290,8 +344,13 @@ impl<'a> Driver<'a> {
         tracing::debug!(%leg, event = heard.event.name, data = %heard.event.data, "event");
         let seen = match Notice::from(&heard.event) {
             Notice::Migration(status) => {
-                let is_cancelled = matches!(status, MigrationStatus::Cancelling | MigrationStatus::Cancelled);
-                if leg == Leg::Source && is_cancelled && !self.has_cancelled {
+                // A QEMU that is told to quit cancels first (run on 11.1).
+                if leg == Leg::Source
+                    && self.cancels.are_somebodys(&status, at_us)
+                    && self.conclusion.shutdown.is_none()
+                {
+                    // The destination may have ended of it before the source told of it.
+                    self.conclusion.reason = None;
                     self.explain("another client cancelled the migration");
                 }
                 Seen::Status(status)
@@ -333,7 +392,7 @@ impl<'a> Driver<'a> {
     /// A pass has begun: its size is the one thing that only an answer tells.
     fn ask_now(&mut self) {
         if !self.watchdog.is_open() {
-            self.ask(Instant::now());
+            self.ask(now());
         }
     }
 
@@ -344,6 +403,7 @@ impl<'a> Driver<'a> {
         // is the guest's only chance.
         let is_needed = leg == Leg::Source
             || matches!(self.phase, Phase::Committed { .. })
+            || matches!(self.phase, Phase::Switchover { source: SourceEnd::Postcopy, .. })
             || self.source.contact == Contact::Ended;
         let side = self.side(leg);
         if side.process.ended_within(LAST_BREATH).await {
@@ -365,96 +425,17 @@ impl<'a> Driver<'a> {
         self.explain(&format!("the connection to the {leg}'s monitor was lost"));
         match leg {
             Leg::Destination => self.take(Input::Retreat).await,
-            // Past the point of no return the source has no say.
-            Leg::Source if matches!(self.phase, Phase::Committed { .. }) => {}
-            Leg::Source => self.take(Input::GiveUp).await,
-        }
-    }
-
-    async fn answer(&mut self, answer: Answer) {
-        match answer {
-            Answer::Asked(Ok(info)) => {
-                self.watchdog.answered();
-                self.sample(&info).await;
-                self.status(Leg::Source, &info).await;
-            }
-            Answer::AskedDestination(Ok(info)) => self.status(Leg::Destination, &info).await,
-            Answer::State(leg, changes, Ok(status)) => self.state(leg, changes, status.status).await,
-            Answer::Continued(leg, Err(error)) if !error.may_have_happened() => {
-                // A source that is not finalized yet is asked again; a destination that refuses does not run.
-                tracing::debug!(%leg, %error, "cont was refused");
-                if leg == Leg::Destination {
-                    self.explain(&error.to_string());
-                    self.take(Input::Destination(Seen::ContinueRefused)).await;
+            Leg::Source => {
+                // What the destination has said meanwhile comes first: it may run the guest.
+                while let Ok(Some(heard)) = self.destination.events.try_next() {
+                    self.heard(Leg::Destination, &heard).await;
+                }
+                // Past the point of no return the source has no say.
+                if !matches!(self.phase, Phase::Committed { .. }) {
+                    self.take(Input::GiveUp).await;
                 }
             }
-            Answer::Alive(true) => self.take(Input::DestinationAlive).await,
-            Answer::Alive(false) => {
-                self.explain("the destination gave no sign of life after both had completed");
-                self.take(Input::DestinationSilent).await;
-            }
-            Answer::Started(Err(error)) if !error.may_have_happened() => {
-                self.explain(&error.to_string());
-                self.take(Input::Source(Seen::Status(MigrationStatus::Failed))).await;
-            }
-            Answer::Stopped(Err(error), None) if !error.may_have_happened() => {
-                self.explain(&error.to_string());
-                self.take(Input::Retreat).await;
-            }
-            Answer::Stopped(result, Some(order)) => {
-                let said = "the guest stands still; it will run on the destination";
-                order.answer(result.map(|()| said.to_owned()).map_err(|error| error.to_string()));
-            }
-            Answer::Limits(result, Some(order)) => {
-                let said = "the limits are in force";
-                order.answer(result.map(|()| said.to_owned()).map_err(|error| error.to_string()));
-            }
-            Answer::Asked(Err(
-                CallError::Refused { .. } | CallError::Unreadable { .. } | CallError::Late { .. },
-            )) => {
-                self.watchdog.answered();
-            }
-            // What was not answered is asked again, or its connection has ended and `deaf` deals with it. A limit that
-            // was not taken leaves a lower one in force, which keeps the budget.
-            Answer::Asked(Err(error))
-            | Answer::AskedDestination(Err(error))
-            | Answer::State(_, _, Err(error))
-            | Answer::Started(Err(error))
-            | Answer::Cancelled(Err(error))
-            | Answer::Stopped(Err(error), None)
-            | Answer::Limits(Err(error), None)
-            | Answer::Continued(_, Err(error)) => tracing::debug!(%error, "not answered"),
-            Answer::Started(Ok(()))
-            | Answer::Cancelled(Ok(()))
-            | Answer::Stopped(Ok(()), None)
-            | Answer::Limits(Ok(()), None)
-            | Answer::Continued(_, Ok(())) => {}
         }
-    }
-
-    /// Takes in a run state. An answer about a source that has stopped or started since it was asked is old.
-    async fn state(&mut self, leg: Leg, changes: u64, state: RunState) {
-        if leg == Leg::Source {
-            if changes != self.source_changes {
-                return self.ask_state(leg);
-            }
-            let is_ours = matches!(state, RunState::FinishMigrate | RunState::PostMigrate);
-            if !is_ours && matches!(self.phase, Phase::Streaming(_)) {
-                // A guest that stands still by itself or by somebody's will is in no blackout of ours.
-                self.watchdog.runs();
-            }
-        }
-        self.take(on(leg, Seen::State(state))).await;
-    }
-
-    async fn status(&mut self, leg: Leg, info: &MigrationInfo) {
-        let Some(status) = info.status.clone() else { return };
-        if status == MigrationStatus::Failed
-            && let Some(reason) = &info.error_desc
-        {
-            self.explain(&format!("the {leg}'s QEMU says: {reason}"));
-        }
-        self.take(on(leg, Seen::Status(status))).await;
     }
 
     /// Asks the phase machine, and performs what it says. The machine is asked again at once where an action is
@@ -463,6 +444,16 @@ impl<'a> Driver<'a> {
         let mut next = Some(input);
         while let Some(input) = next.take() {
             let (phase, action) = self.phase.next(&input);
+            if phase != self.phase
+                && let Err(said) = self.write_down(phase)
+                && action == Some(Action::ContinueDestination)
+                && self.phase.can_retreat()
+            {
+                // What is not written down is not done, as long as there is a way back.
+                self.explain(&said);
+                next = Some(Input::Retreat);
+                continue;
+            }
             if phase != self.phase {
                 tracing::debug!(from = ?self.phase, to = ?phase, ?input, "phase");
                 self.enter(phase).await;
@@ -471,6 +462,17 @@ impl<'a> Driver<'a> {
                 next = self.perform(action);
             }
         }
+    }
+
+    /// Writes a phase down before what it permits is done; gives why not, and tells it once.
+    fn write_down(&mut self, phase: Phase) -> Result<(), String> {
+        let Err(error) = self.ledger.enter(phase) else { return Ok(()) };
+        let said = format!("{}, without which a crash of the engine could not be mended", chain(&error));
+        if !self.is_ledger_lost {
+            self.is_ledger_lost = true;
+            self.history.warn("journal", &said, None);
+        }
+        Err(said)
     }
 
     async fn enter(&mut self, phase: Phase) {
@@ -482,13 +484,14 @@ impl<'a> Driver<'a> {
         self.history.enter(phase.name());
         #[cfg(feature = "hold-points")]
         super::hold::at(phase).await;
-        let now = Instant::now();
+        let now = now();
         if matches!(phase, Phase::Switchover { .. }) {
             self.watchdog.stopped(now);
         }
         let is_one_sided = matches!(
             phase,
-            Phase::Armed { source_gone: true, .. } | Phase::Switchover { source: SourceEnd::Gone, .. }
+            Phase::Armed { source_gone: true, .. }
+                | Phase::Switchover { source: SourceEnd::Gone | SourceEnd::LongGone, .. }
         );
         let is_bounded = matches!(phase, Phase::Retreating(..) | Phase::Committed { .. }) || is_one_sided;
         self.step_overdue_at = is_bounded.then(|| now + self.patience());
@@ -517,6 +520,11 @@ impl<'a> Driver<'a> {
             self.conclusion.reason = Some(reason.to_owned());
         }
     }
+}
+
+/// The clock that tokio's tests can stop, as the client's is.
+fn now() -> Instant {
+    TokioInstant::now().into_std()
 }
 
 fn on(leg: Leg, seen: Seen) -> Input {

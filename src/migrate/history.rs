@@ -4,7 +4,9 @@
 //! writes. So they live on a thread of their own: the engine only puts lines into a queue, and never waits for it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::record::{Entry, PhaseChange, PhaseName, Record, Warning};
 

@@ -2,10 +2,13 @@
 //!
 //! - [`plan`](crate::migrate::plan) says what is to be moved, and is fixed before anything starts.
 //! - [`engine`](crate::migrate::engine) is the straight line from the plan to the outcome.
-//! - [`step`](crate::migrate::step) holds what happens once: survey, destination, prepare, finish.
+//! - [`step`](crate::migrate::step) holds what happens once: survey, destination, prepare, finish; and how
+//!   limits are set.
 //! - [`phase`](crate::migrate::phase) is the part that must be right, as a pure function, drawn in its documentation.
 //! - [`driver`](crate::migrate::driver) lets it meet the world: the only writer of a migration's state.
 //! - [`watchdog`](crate::migrate::watchdog) knows when a blackout or a silence has lasted too long.
+//! - [`journal`](crate::migrate::journal) holds what is about to be done, for [`recover`](crate::migrate::recover) after
+//!   a crash of the engine.
 //! - [`history`](crate::migrate::history) is the record as it grows, [`order`](crate::migrate::order) what people ask.
 
 /// What is to be moved, where to, and within which limits.
@@ -18,6 +21,8 @@ pub mod step;
 pub mod phase;
 /// The only writer of a migration's state.
 pub mod driver;
+/// What is about to be done, written down before it is done.
+pub mod journal;
 /// One side of a migration: its connection, its events, its process.
 pub mod side;
 /// When a blackout or a silent stream has lasted too long.
@@ -26,6 +31,10 @@ pub mod watchdog;
 pub mod history;
 /// What people may ask of a running migration.
 pub mod order;
+/// What is left to be brought to an end once the driver is through.
+mod ending;
+/// Brings a migration to its end whose engine has ended before it.
+pub mod recover;
 /// The sentence at the end.
 mod outcome;
 /// Points at which a test holds the engine still.

@@ -6,7 +6,7 @@ use super::phase::Rest;
 use super::side::{Contact, Side};
 use crate::check::Blocker;
 use crate::qmp::words::{MigrationInfo, RunState};
-use crate::record::{Blackout, End, MayRun, Moved, Observed, Outcome, Totals, Whereabouts};
+use crate::record::{Blackout, End, MayRun, MigrationId, Moved, Observed, Outcome, Totals, Whereabouts};
 use crate::units::show_duration;
 
 fn outcome(end: End, guest: Whereabouts, message: impl Into<String>, hint: Option<String>) -> Outcome {
@@ -31,6 +31,29 @@ pub(super) fn refused(blockers: &[Blocker]) -> Outcome {
     let hints = blockers.iter().filter_map(|blocker| blocker.hint.clone()).collect::<Vec<_>>();
     let hint = (!hints.is_empty()).then(|| hints.join("\n"));
     outcome(End::Refused, Whereabouts::Unchanged, messages.join("\n"), hint)
+}
+
+/// An engine ended before it had made anything.
+pub(super) fn untouched() -> Outcome {
+    let message = "the engine had ended before it changed anything; there was nothing to undo";
+    outcome(End::NotMigrated, Whereabouts::Unchanged, message, None)
+}
+
+/// What an engine had begun was taken back; the guest has never left its source.
+pub(super) fn undone(state: Option<&RunState>) -> Outcome {
+    const DONE: &str = "the engine had ended before the guest's memory was sent; what it had begun is undone";
+    let (guest, where_it_is) = match state {
+        Some(RunState::Running) => (Whereabouts::RunningOnSource, "the guest runs on its source, as before"),
+        Some(_) => (Whereabouts::PausedOnSource, "the guest is on its source and stands still, as before"),
+        None => (Whereabouts::Unchanged, "the guest is on its source, which does not answer"),
+    };
+    outcome(End::NotMigrated, guest, format!("{DONE}; {where_it_is}"), None)
+}
+
+/// The same where there is no source any more.
+pub(super) fn undone_without_source() -> Outcome {
+    let message = "the guest is lost: its source has ended, and none of its memory had been sent";
+    outcome(End::Lost, Whereabouts::Lost, message, Some("start it anew from its disks".to_owned()))
 }
 
 /// The guest is on the destination.
@@ -119,10 +142,10 @@ pub(super) fn back(
     state: Option<&RunState>,
     last_words: Option<&str>,
 ) -> Outcome {
-    let reason = conclusion
-        .reason
-        .as_deref()
-        .unwrap_or("another client cancelled the migration, or it failed and QEMU does not say why");
+    // A cancel by another client that comes as the stream begins is told as a failure too (run on 10.0).
+    let reason = conclusion.reason.as_deref().unwrap_or(
+        "the migration failed, or another client cancelled it; the source's QEMU does not say why",
+    );
     // QEMU from 6.0 on moves no guest from this state, and only `cont` leaves it.
     let hint = (state == Some(&RunState::PostMigrate)).then(|| {
         "its run state is 'postmigrate' now; before it can be moved again it must run: `cont`, then `stop`".to_owned()
@@ -137,19 +160,44 @@ pub(super) fn back(
     outcome(End::NotMigrated, guest, format!("not moved: {reason}{said}; {where_it_is}"), hint)
 }
 
+/// What is left of a guest that is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Left {
+    /// Nothing but its disks.
+    Disks,
+    /// Its source too, stopped at the switch.
+    Source,
+}
+
+/// The source ended before anything moved.
+pub(super) fn gone(blocker: &Blocker) -> Outcome {
+    let message = format!("the guest is lost: the source's process has ended ({})", blocker.message);
+    outcome(End::Lost, Whereabouts::Lost, message, Some("start it anew from its disks".to_owned()))
+}
+
 /// The guest is gone.
-pub(super) fn lost(conclusion: &Conclusion, why: &str) -> Outcome {
+pub(super) fn lost(conclusion: &Conclusion, why: &str, left: Left) -> Outcome {
     let message = match &conclusion.shutdown {
         Some(reason) => format!("the guest's machine was shut down while it was moved ({reason}): {why}"),
         None => format!("the guest is lost: {why}"),
     };
-    let hint = "start it anew from its disks; if its source is still there, in the state 'postmigrate', `cont` on its \
-                monitor runs the guest as it was at the switch, on disks that have gone on since";
+    let hint = match left {
+        Left::Disks => "start it anew from its disks",
+        Left::Source => {
+            "start it anew from its disks; or `cont` on its source's monitor, which runs the guest as it was at the \
+             switch, on disks that have gone on since"
+        }
+    };
     outcome(End::Lost, Whereabouts::Lost, message, Some(hint.to_owned()))
 }
 
 /// It cannot be told.
-pub(super) fn undecided(conclusion: &Conclusion, source: &Side, destination: &Side) -> Outcome {
+pub(super) fn undecided(
+    conclusion: &Conclusion,
+    source: &Side,
+    destination: &Side,
+    id: &MigrationId,
+) -> Outcome {
     let reason = conclusion.reason.as_deref().unwrap_or("no answer came");
     let told = match conclusion.phase.may_run() {
         MayRun::Destination if source.process.has_ended() => "the destination may have all of the guest",
@@ -168,7 +216,8 @@ pub(super) fn undecided(conclusion: &Conclusion, source: &Side, destination: &Si
             source.address
         ),
         MayRun::Destination => format!(
-            "ask the destination: query-status at {}. If it runs, all is well: quit the source. Only if its process \
+            "ask the destination: query-status at {}. If it runs, all is well: quit the source. If it says paused, \
+             `cont` there runs it. Only if its process \
              has ended for certain, `cont` at {} runs the guest on its source again (what it did since is lost)",
             destination.address, source.address
         ),
@@ -178,6 +227,8 @@ pub(super) fn undecided(conclusion: &Conclusion, source: &Side, destination: &Si
             source.address
         ),
     };
+    let hint =
+        format!("`qmigrate recover {id}` finds out and settles it, now or once both can be reached\n{hint}");
     outcome(End::Undecided, Whereabouts::Unknown, message, Some(hint))
 }
 

@@ -12,8 +12,9 @@
 //!    │                                       │                │ D has ended        (nothing goes back from here)
 //!    └── S completed after all ─► Clearing   │                ▼
 //!                                            └──────────►  Reviving ── S runs (or stands, as it did) ──► Back
-//!   S gone: on, D may have all of the guest; Lost when D fails or ends too, Undecided when it stays silent.
+//!   S gone: on, D may have all of the guest; Lost when D fails, ends or still waits for it, Undecided when it is silent.
 //!   D runs the guest without our `cont` (another client's): Arrived.   S does, after completed: Clearing.
+//!   S in postcopy (another client's): on without a way back; Undecided when the link breaks, Lost when D ends.
 //! ```
 //!
 //! S is the source, D the destination, which `-S` holds until `cont`. Three rules carry the promise that never two
@@ -30,11 +31,14 @@
 //! One thing cannot be told apart: a `stop` by another client in the very moment before the switchover. QEMU says `STOP`
 //! once, and its run state is its own from then on; such a guest is run on the destination.
 
+use serde::{Deserialize, Serialize};
+
 use crate::qmp::words::{MigrationStatus, RunState};
 use crate::record::{MayRun, PhaseName};
 
 /// What the guest does on its source, switchover aside.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum AtSource {
     /// It runs.
     Running,
@@ -45,7 +49,8 @@ pub enum AtSource {
 }
 
 /// What the guest is to do on its destination.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum AtDestination {
     /// What it did on the source.
     AsBefore,
@@ -54,7 +59,8 @@ pub enum AtDestination {
 }
 
 /// What the guest does, and is to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub struct Guest {
     /// On the source.
     pub at_source: AtSource,
@@ -63,7 +69,8 @@ pub struct Guest {
 }
 
 /// What the guest does where it has ended up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Rest {
     /// It runs.
     Running,
@@ -82,18 +89,30 @@ impl Guest {
 }
 
 /// How far the two have come in the switchover.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum SourceEnd {
     /// It still sends.
     Sending,
+    /// It sends what the destination asks for, which has the guest: somebody has started postcopy.
+    Postcopy,
     /// It has sent all, and the destination has told it so.
     Completed,
     /// Its process has ended.
     Gone,
+    /// It ended so long ago that a destination which still waits for a stream will never have one.
+    LongGone,
+}
+
+impl SourceEnd {
+    fn is_gone(self) -> bool {
+        matches!(self, Self::Gone | Self::LongGone)
+    }
 }
 
 /// Where a retreat stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Retreat {
     /// The source has been told to stop the migration; its answer is awaited.
     Stopping,
@@ -106,7 +125,8 @@ pub enum Retreat {
 }
 
 /// Where a migration stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Phase {
     /// Memory is sent; the guest is the source's.
     Streaming(Guest),
@@ -211,12 +231,14 @@ impl Phase {
     /// Which side may run the guest.
     pub fn may_run(self) -> MayRun {
         match self {
+            Self::Switchover { source: SourceEnd::Postcopy, .. }
+            | Self::Committed { .. }
+            | Self::Arrived(_) => MayRun::Destination,
             Self::Streaming(_)
             | Self::Switchover { .. }
             | Self::Retreating(_, Retreat::Stopping | Retreat::Settling | Retreat::Reviving)
             | Self::Back(_) => MayRun::Source,
             Self::Armed { .. } | Self::Retreating(_, Retreat::Clearing) | Self::Lost => MayRun::Neither,
-            Self::Committed { .. } | Self::Arrived(_) => MayRun::Destination,
             Self::Undecided(may_run) => may_run,
         }
     }
@@ -230,9 +252,24 @@ impl Phase {
     pub fn can_retreat(self) -> bool {
         match self {
             Self::Streaming(_) => true,
-            Self::Switchover { source, .. } => source != SourceEnd::Gone,
+            Self::Switchover { source, .. } => !source.is_gone() && source != SourceEnd::Postcopy,
             Self::Armed { source_gone, .. } => !source_gone,
             _ => false,
+        }
+    }
+
+    /// What is to be done as a migration is taken up in this phase that another engine has left.
+    pub fn pending(self) -> Option<Action> {
+        match self {
+            Self::Streaming(_)
+            | Self::Switchover { .. }
+            | Self::Retreating(_, Retreat::Settling | Retreat::Reviving) => Some(Action::AskSource),
+            Self::Armed { .. } => Some(Action::ProveDestination),
+            // Its `cont` may have been sent, or not.
+            Self::Committed { .. } => Some(Action::AskDestination),
+            Self::Retreating(_, Retreat::Stopping) => Some(Action::CancelSource),
+            Self::Retreating(_, Retreat::Clearing) => Some(Action::KillDestination),
+            Self::Arrived(_) | Self::Back(_) | Self::Undecided(_) | Self::Lost => None,
         }
     }
 
@@ -272,6 +309,19 @@ fn is_switching(status: &MigrationStatus) -> bool {
     matches!(status, MigrationStatus::PreSwitchover | MigrationStatus::Device)
 }
 
+/// The guest's processors are on the destination, whose memory is not. On a source that is the point of no return: it
+/// refuses `cont`, and up to 9.x `migrate_cancel` wedges it. A destination says so 10 ms before (run on 11.1), while the
+/// source can still fail and run the guest again.
+fn is_postcopy(status: &MigrationStatus) -> bool {
+    matches!(
+        status,
+        MigrationStatus::PostcopyActive
+            | MigrationStatus::PostcopyPaused
+            | MigrationStatus::PostcopyRecoverSetup
+            | MigrationStatus::PostcopyRecover
+    )
+}
+
 /// Whether a guest in this state stands still by itself or by somebody's will, and would do so elsewhere too.
 fn is_standing(state: &RunState) -> bool {
     !matches!(
@@ -285,8 +335,10 @@ fn streaming(guest: Guest, input: &Input) -> (Phase, Option<Action>) {
     let switching = |source, destination_completed| both(guest, source, destination_completed);
     let is_held = guest.at_source == AtSource::Held;
     match input {
-        // Our own `stop`, by consent, is no news.
-        Input::Source(Seen::Stopped | Seen::State(RunState::Paused)) if is_held => (stay, None),
+        // Our own `stop`, by consent, is no news; a guest that is reset while it stands still is before its launch.
+        Input::Source(Seen::Stopped | Seen::State(RunState::Paused | RunState::PreLaunch)) if is_held => {
+            (stay, None)
+        }
         // Somebody's `stop`, or the switchover: the run state tells. Only a guest that ran can stop.
         Input::Source(Seen::Stopped) => {
             (Phase::Streaming(guest.now(AtSource::Running)), Some(Action::AskSource))
@@ -302,6 +354,7 @@ fn streaming(guest: Guest, input: &Input) -> (Phase, Option<Action>) {
         }
         Input::Source(Seen::State(RunState::FinishMigrate)) => switching(SourceEnd::Sending, false),
         Input::Source(Seen::Status(status)) if is_switching(status) => switching(SourceEnd::Sending, false),
+        Input::Source(Seen::Status(status)) if is_postcopy(status) => switching(SourceEnd::Postcopy, false),
         Input::Source(Seen::Status(MigrationStatus::Completed)) => switching(SourceEnd::Completed, false),
         Input::Destination(Seen::Status(MigrationStatus::Completed)) => switching(SourceEnd::Sending, true),
         Input::Source(Seen::Status(status)) if is_over(status) => {
@@ -322,10 +375,10 @@ fn streaming(guest: Guest, input: &Input) -> (Phase, Option<Action>) {
 
 /// The switchover, or what comes after it once both have completed.
 fn both(guest: Guest, source: SourceEnd, destination_completed: bool) -> (Phase, Option<Action>) {
-    if source == SourceEnd::Sending || !destination_completed {
+    if matches!(source, SourceEnd::Sending | SourceEnd::Postcopy) || !destination_completed {
         (Phase::Switchover { guest, source, destination_completed }, None)
     } else if guest.is_to_run_there() {
-        (Phase::Armed { guest, source_gone: source == SourceEnd::Gone }, Some(Action::ProveDestination))
+        (Phase::Armed { guest, source_gone: source.is_gone() }, Some(Action::ProveDestination))
     } else {
         (Phase::Arrived(Rest::Standing), None)
     }
@@ -342,18 +395,41 @@ fn switchover(
         (Input::Destination(Seen::Status(MigrationStatus::Completed)), _) => both(guest, source, true),
         // Somebody else has told the destination to run it.
         (Input::Destination(Seen::Resumed), _) => (Phase::Arrived(Rest::Running), None),
-        (Input::Source(Seen::Gone), _) => both(guest, SourceEnd::Gone, destination_completed),
-        (Input::Source(Seen::Status(MigrationStatus::Completed)), SourceEnd::Sending) => {
-            both(guest, SourceEnd::Completed, destination_completed)
+        (Input::Source(Seen::Gone), _) if !source.is_gone() => {
+            both(guest, SourceEnd::Gone, destination_completed)
         }
-        (Input::Source(Seen::Status(status)), SourceEnd::Sending) if is_over(status) => {
+        (
+            Input::Source(Seen::Status(MigrationStatus::Completed)),
+            SourceEnd::Sending | SourceEnd::Postcopy,
+        ) => both(guest, SourceEnd::Completed, destination_completed),
+        (Input::Source(Seen::Status(status)), SourceEnd::Sending) if is_postcopy(status) => {
+            both(guest, SourceEnd::Postcopy, destination_completed)
+        }
+        // The link broke, or one side cannot be heard any more: it is mended by hand, or the guest is lost.
+        (
+            Input::Source(Seen::Status(MigrationStatus::PostcopyPaused))
+            | Input::Destination(Seen::Status(MigrationStatus::PostcopyPaused))
+            | Input::Retreat
+            | Input::GiveUp,
+            SourceEnd::Postcopy,
+        ) => (Phase::Undecided(MayRun::Destination), None),
+        (Input::Source(Seen::Status(status)), SourceEnd::Sending | SourceEnd::Postcopy)
+            if is_over(status) =>
+        {
             retreat(Retreat::Settling, Action::AskSource)
         }
         (Input::Destination(Seen::Gone | Seen::Status(MigrationStatus::Failed)), _) => match source {
             SourceEnd::Sending => retreat(Retreat::Stopping, Action::YankSource),
             SourceEnd::Completed => retreat(Retreat::Clearing, Action::KillDestination),
-            SourceEnd::Gone => (Phase::Lost, None),
+            SourceEnd::Gone | SourceEnd::LongGone | SourceEnd::Postcopy => (Phase::Lost, None),
         },
+        (Input::Overdue, SourceEnd::Gone) => both(guest, SourceEnd::LongGone, destination_completed),
+        // Nothing of the guest has come: its source ended before it had connected (run on 11.1). What is in a socket
+        // that the destination has not looked at is there within a moment, and this one has answered since.
+        (
+            Input::Destination(Seen::Status(MigrationStatus::None | MigrationStatus::Setup)),
+            SourceEnd::LongGone,
+        ) => (Phase::Lost, None),
         (Input::Retreat | Input::BlackoutOver, SourceEnd::Sending) => {
             retreat(Retreat::Stopping, Action::YankSource)
         }
@@ -366,7 +442,9 @@ fn switchover(
         ) => retreat(Retreat::Clearing, Action::KillDestination),
         // What a source that has ended sent last may still be on its way into a destination that is slow or stopped:
         // that one is the guest's only chance, and is left as it is.
-        (Input::GiveUp, SourceEnd::Gone) => (Phase::Undecided(MayRun::Destination), None),
+        (Input::GiveUp, SourceEnd::Gone | SourceEnd::LongGone) => {
+            (Phase::Undecided(MayRun::Destination), None)
+        }
         (Input::GiveUp, SourceEnd::Sending) => (Phase::Undecided(MayRun::Source), None),
         _ => (Phase::Switchover { guest, source, destination_completed }, None),
     }
@@ -425,8 +503,11 @@ fn retreating(guest: Guest, retreat: Retreat, input: &Input) -> (Phase, Option<A
     let stay = Phase::Retreating(guest, retreat);
     let on = |retreat, action| (Phase::Retreating(guest, retreat), Some(action));
     match (retreat, input) {
-        // The source has ended before it said how the migration ended: the destination may have all of the guest.
-        (Retreat::Stopping, Input::Source(Seen::Gone)) => both(guest, SourceEnd::Gone, false),
+        // The source has ended before it said how the migration ended: the destination may have all of the guest, or
+        // have ended before it, which made the guest go back.
+        (Retreat::Stopping, Input::Source(Seen::Gone)) => {
+            (both(guest, SourceEnd::Gone, false).0, Some(Action::ProveDestination))
+        }
         // It has failed, and then it has ended; or the destination has been ended on purpose.
         (_, Input::Source(Seen::Gone)) => (Phase::Lost, None),
         (_, Input::GiveUp) => (Phase::Undecided(stay.may_run()), None),
@@ -439,6 +520,15 @@ fn retreating(guest: Guest, retreat: Retreat, input: &Input) -> (Phase, Option<A
         ) => on(Retreat::Clearing, Action::KillDestination),
         (Retreat::Stopping, Input::Source(Seen::Status(status))) if is_over(status) => {
             on(Retreat::Settling, Action::AskSource)
+        }
+        // It waits for somebody's word before it switches, as somebody has asked it to: a broken stream does not wake
+        // it, a cancel does (run on 10.0).
+        (Retreat::Stopping, Input::Source(Seen::Status(MigrationStatus::PreSwitchover))) => {
+            (stay, Some(Action::CancelSource))
+        }
+        // Somebody has started postcopy in the same moment.
+        (Retreat::Stopping, Input::Source(Seen::Status(status))) if is_postcopy(status) => {
+            both(guest, SourceEnd::Postcopy, false)
         }
         // With multifd on a dead link `migrate_cancel` hangs until the link is back; `yank` does not.
         (Retreat::Stopping, Input::Overdue | Input::BlackoutOver) => (stay, Some(Action::YankSource)),
@@ -461,7 +551,9 @@ fn settle(guest: Guest, retreat: Retreat, seen: &Seen) -> (Phase, Option<Action>
         (Seen::Resumed | Seen::State(RunState::Running), _) => (Phase::Back(Rest::Running), None),
         (Seen::State(RunState::PostMigrate), AtSource::Standing) => (Phase::Back(Rest::Standing), None),
         (Seen::State(RunState::PostMigrate), AtSource::Running | AtSource::Held)
-        | (Seen::State(RunState::Paused), AtSource::Held) => carry_on,
+        | (Seen::State(RunState::Paused | RunState::PreLaunch), AtSource::Held) => carry_on,
+        // Somebody has reset it since it completed.
+        (Seen::State(RunState::PreLaunch), AtSource::Running) if retreat == Retreat::Reviving => carry_on,
         // As before, or somebody paused it while it was on its way back, or it stopped by itself.
         (Seen::State(state), _) if is_standing(state) => (Phase::Back(Rest::Standing), None),
         _ => (stay, None),

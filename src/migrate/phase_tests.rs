@@ -130,6 +130,30 @@ fn a_cancel_that_comes_too_late_still_goes_back_by_ending_the_destination() {
 }
 
 #[test]
+fn a_source_that_waits_for_a_word_before_it_switches_is_cancelled_and_not_only_cut_off() {
+    let waits = source(MigrationStatus::PreSwitchover);
+    let (phase, actions) = follow(START, &[waits.clone(), Input::Retreat, waits]);
+    assert_eq!(phase, Phase::Retreating(RUNNING, Retreat::Stopping));
+    assert_eq!(actions, [Action::YankSource, Action::CancelSource]);
+}
+
+#[test]
+fn a_guest_that_is_reset_while_it_stands_still_for_the_move_runs_in_the_end() {
+    let reset = Input::Source(Seen::State(RunState::PreLaunch));
+    let held = Guest { at_source: AtSource::Held, ..RUNNING };
+    assert_eq!(Phase::Streaming(held).next(&reset), (Phase::Streaming(held), None));
+    for (guest, retreat) in
+        [(held, Retreat::Settling), (held, Retreat::Reviving), (RUNNING, Retreat::Reviving)]
+    {
+        let phase = Phase::Retreating(guest, retreat);
+        assert_eq!(phase.next(&reset), (phase, Some(Action::ContinueSource)));
+    }
+    // Stopped by somebody, and then reset.
+    let (phase, _) = Phase::Retreating(RUNNING, Retreat::Settling).next(&reset);
+    assert_eq!(phase, Phase::Back(Rest::Standing));
+}
+
+#[test]
 fn a_cancel_that_hangs_becomes_a_yank() {
     assert_eq!(
         follow(START, &[Input::Retreat, Input::Overdue]).1,
@@ -166,6 +190,26 @@ fn a_destination_that_dies_after_cont_was_sent_leaves_the_truth_open() {
     assert_eq!(actions, [Action::KillDestination]);
 }
 
+#[test]
+fn a_guest_that_somebody_switched_to_postcopy_is_not_fetched_back() {
+    let active = source(MigrationStatus::PostcopyActive);
+    let (phase, actions) = follow(
+        START,
+        &[Input::Source(Seen::Stopped), active.clone(), Input::BlackoutOver, Input::Source(Seen::Stopped)],
+    );
+    assert_eq!(actions, [Action::AskSource], "no yank, which would break it");
+    assert!(!phase.can_retreat());
+    assert_eq!(phase.next(&Input::Destination(Seen::Resumed)), (Phase::Arrived(Rest::Running), None));
+    let completed = [destination(MigrationStatus::Completed), source(MigrationStatus::Completed)];
+    let armed = Phase::Armed { guest: RUNNING, source_gone: false };
+    assert_eq!(follow(phase, &completed), (armed, vec![Action::ProveDestination]), "held by -S, and whole");
+    for end in [source(MigrationStatus::PostcopyPaused), Input::Retreat, Input::GiveUp] {
+        assert_eq!(phase.next(&end), (Phase::Undecided(MayRun::Destination), None));
+    }
+    assert_eq!(phase.next(&Input::Destination(Seen::Gone)), (Phase::Lost, None));
+    assert_eq!(follow(START, &[Input::Retreat, active]).0, phase, "a cancel that came too late");
+}
+
 fn statuses() -> impl Strategy<Value = MigrationStatus> {
     prop::sample::select(vec![
         MigrationStatus::None,
@@ -173,6 +217,8 @@ fn statuses() -> impl Strategy<Value = MigrationStatus> {
         MigrationStatus::Active,
         MigrationStatus::PreSwitchover,
         MigrationStatus::Device,
+        MigrationStatus::PostcopyActive,
+        MigrationStatus::PostcopyPaused,
         MigrationStatus::Completed,
         MigrationStatus::Failed,
         MigrationStatus::Cancelling,
@@ -229,12 +275,14 @@ struct World {
     destination_resumed: bool,
     refused: bool,
     committed: bool,
+    is_postcopy: bool,
 }
 
 impl World {
     fn take(&mut self, input: &Input) {
         match input {
             Input::Source(Seen::Status(MigrationStatus::Completed)) => self.source_completed = true,
+            Input::Source(Seen::Status(status)) if is_postcopy(status) => self.is_postcopy = true,
             Input::Source(Seen::Gone) => self.source_gone = true,
             Input::Destination(Seen::Status(MigrationStatus::Completed)) => self.destination_completed = true,
             Input::Destination(Seen::Gone) => self.destination_gone = true,
@@ -265,7 +313,7 @@ impl World {
         }
         if phase.may_run() == MayRun::Destination {
             let both = self.destination_completed && (self.source_completed || self.source_gone);
-            assert!(both || self.destination_resumed || self.source_gone);
+            assert!(both || self.destination_resumed || self.source_gone || self.is_postcopy);
         }
     }
 }
@@ -311,7 +359,33 @@ fn a_destination_that_is_silent_is_left_alone_once_the_source_is_gone() {
     let (phase, actions) = follow(start, &[Input::DestinationSilent, Input::Overdue, Input::GiveUp]);
     assert_eq!((phase, actions), (Phase::Undecided(MayRun::Destination), vec![Action::ProveDestination]));
     let (phase, actions) = follow(START, &[Input::Retreat, Input::Source(Seen::Gone), Input::GiveUp]);
-    assert_eq!((phase, actions), (Phase::Undecided(MayRun::Destination), vec![Action::CancelSource]));
+    let asked = vec![Action::CancelSource, Action::ProveDestination];
+    assert_eq!((phase, actions), (Phase::Undecided(MayRun::Destination), asked));
+}
+
+#[test]
+fn a_destination_that_ended_before_its_source_is_not_waited_for() {
+    let ended = [Input::Destination(Seen::Gone), Input::Source(Seen::Gone)];
+    let (phase, actions) = follow(START, &ended);
+    assert_eq!(actions, [Action::CancelSource, Action::ProveDestination]);
+    assert_eq!(phase.next(&Input::Destination(Seen::Gone)), (Phase::Lost, None));
+    let (phase, _) = follow(phase, &[Input::DestinationAlive]);
+    assert_eq!(
+        phase.may_run(),
+        MayRun::Source,
+        "one that lives may have all of the guest, and is waited for"
+    );
+    assert!(!phase.is_final());
+}
+
+#[test]
+fn a_destination_that_still_waits_for_a_stream_long_after_its_source_ended_has_nothing_of_the_guest() {
+    let waiting = destination(MigrationStatus::Setup);
+    let (phase, _) = follow(START, &[Input::Source(Seen::Gone), waiting.clone()]);
+    assert!(!phase.is_final(), "what its source sent last may be on its way");
+    assert_eq!(follow(phase, &[Input::Overdue, waiting]), (Phase::Lost, vec![]));
+    let (phase, _) = follow(phase, &[Input::Overdue, destination(MigrationStatus::Active), Input::GiveUp]);
+    assert_eq!(phase, Phase::Undecided(MayRun::Destination));
 }
 
 #[test]

@@ -3,9 +3,13 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::converge::Budget;
 use crate::migrate::phase::AtDestination;
 use crate::qemu::QemuName;
+use crate::qemu::dialect::Wish;
+use crate::qemu::template::{TemplateFile, Values};
 use crate::record::{MigrationId, Request};
 use crate::units::{DowntimeMs, Rate};
 
@@ -35,6 +39,16 @@ impl Limits {
     /// After so long a blackout the guest goes back to its source.
     pub fn longest_blackout(self) -> Duration {
         self.max_downtime.duration() + self.grace()
+    }
+
+    /// The limits that a record tells of.
+    pub fn of(request: &Request) -> Self {
+        Self {
+            max_downtime: request.max_downtime_ms,
+            grace: Some(Duration::from_millis(request.grace_ms)),
+            max_time: request.max_time_ms.map(Duration::from_millis),
+            max_bandwidth: request.max_bandwidth_bytes_per_second,
+        }
     }
 
     /// What the controller has to keep to.
@@ -72,12 +86,23 @@ pub enum Incoming {
     Literal(String),
 }
 
+/// What the destination's command line is made from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MadeFrom {
+    /// The source's own.
+    Source,
+    /// A template, with the values that were typed; the others are those that the source shows.
+    Template(Box<TemplateFile>, Values),
+}
+
 /// Where the destination comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Destination {
-    /// The engine starts it from the source's own command line.
+    /// The engine starts it.
     Start {
-        /// Another QEMU than the source's.
+        /// What its command line is made from.
+        made_from: MadeFrom,
+        /// Another QEMU than the one in that.
         qemu: Option<PathBuf>,
         /// How it is told where to listen.
         incoming: Incoming,
@@ -87,7 +112,8 @@ pub enum Destination {
 }
 
 /// What becomes of the source once the guest runs elsewhere.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum SourceAfter {
     /// It quits, and the guest takes over its names.
     Quit,
@@ -125,6 +151,8 @@ pub struct Plan {
     pub source_after: SourceAfter,
     /// What to do about lost writes.
     pub lost_writes: LostWrites,
+    /// How the QEMUs are to be told their limits.
+    pub dialect: Wish,
     /// The migration's own directory, which the engine makes and removes.
     pub directory: PathBuf,
 }

@@ -4,9 +4,12 @@ use std::time::Duration;
 
 use crate::host::ProcessHandle;
 use crate::qmp::{Address, Client, Deadlines, Events, Heard, Leg};
+use crate::record::LimitsBy;
 
 /// A monitor that is free greets at once.
 const RECONNECT_WITHIN: Duration = Duration::from_secs(1);
+/// A process that closes its monitor as it ends is gone within this.
+pub(in crate::migrate) const LAST_BREATH: Duration = Duration::from_millis(200);
 
 /// One side of a migration that is prepared.
 #[derive(Debug)]
@@ -21,6 +24,8 @@ pub struct Side {
     pub events: Events,
     /// Its process.
     pub process: ProcessHandle,
+    /// How it is told its limits.
+    pub limits_by: LimitsBy,
     /// Whether it can still be heard, and lives.
     pub contact: Contact,
 }
@@ -47,6 +52,13 @@ impl Side {
             },
             () = self.process.ended(), if self.contact != Contact::Ended => Word::End,
             else => std::future::pending().await,
+        }
+    }
+
+    /// Connects anew where the connection has ended unnoticed and the process lives on.
+    pub(super) async fn heal(&mut self) {
+        if self.client.is_closed() && !self.process.ended_within(LAST_BREATH).await {
+            self.reconnect().await;
         }
     }
 

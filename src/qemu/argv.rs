@@ -111,7 +111,7 @@ impl CommandLine {
         while let Some(word) = rest.next() {
             options.push(match option_name(word) {
                 None => CommandOption::with_value("", *word),
-                Some(name) if WITHOUT_VALUE.contains(&name) => CommandOption::flag(name),
+                Some(name) if !takes_value(name) => CommandOption::flag(name),
                 Some(name) => {
                     let value = rest.next().ok_or_else(|| CommandLineError::WithoutValue(name.to_owned()))?;
                     CommandOption::with_value(name, *value)
@@ -155,8 +155,13 @@ pub fn is_qemu_name(path: &str) -> bool {
     name.contains("qemu-system-") || name == "qemu-kvm" || name == "kvm"
 }
 
+/// Whether an option takes the next word as its value.
+pub(super) fn takes_value(name: &str) -> bool {
+    !WITHOUT_VALUE.contains(&name)
+}
+
 /// Where QEMU stands: first, or behind a loader and its options.
-fn program_position(words: &[&str]) -> Option<usize> {
+pub(super) fn program_position(words: &[&str]) -> Option<usize> {
     let first = words.first()?;
     if is_qemu_name(first) {
         return Some(0);
@@ -166,7 +171,7 @@ fn program_position(words: &[&str]) -> Option<usize> {
     words.iter().position(|word| is_qemu_name(word) && !word.starts_with('-'))
 }
 
-fn option_name(word: &str) -> Option<&str> {
+pub(super) fn option_name(word: &str) -> Option<&str> {
     let name = word.strip_prefix("--").or_else(|| word.strip_prefix('-'))?;
     (!name.is_empty()).then_some(name)
 }

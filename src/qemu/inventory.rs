@@ -5,9 +5,10 @@ use std::time::Duration;
 use qapi_qmp as words;
 use serde_json::Value;
 
+use super::dialect::Dialect;
 use crate::qmp::words::{MigrationInfo, MigrationStatus, RunState, StatusInfo};
 use crate::qmp::{CallError, Client};
-use crate::record::Party;
+use crate::record::{LimitsBy, Party};
 
 /// A question to a QEMU that is not in a blackout is answered in about a millisecond; one that takes this long is
 /// not answered at all.
@@ -30,18 +31,21 @@ pub struct Inventory {
     pub state: RunState,
     /// Its migration, if any.
     pub migration: MigrationInfo,
+    /// What it can do.
+    pub dialect: Dialect,
 }
 
 impl Inventory {
     /// Asks it, all at once.
     pub async fn take(client: &Client) -> Result<Self, CallError> {
         let machine = words::qom_get { path: "/machine".to_owned(), property: "type".to_owned() };
-        let (name, kvm, machine, status, migration) = tokio::join!(
+        let (name, kvm, machine, status, migration, dialect) = tokio::join!(
             client.call(&words::query_name {}, ANSWER_WITHIN),
             client.call(&words::query_kvm {}, ANSWER_WITHIN),
             client.call(&machine, ANSWER_WITHIN),
             client.call_as::<StatusInfo, _>(&words::query_status {}, ANSWER_WITHIN),
             client.call_as::<MigrationInfo, _>(&words::query_migrate {}, ANSWER_WITHIN),
+            Dialect::ask(client),
         );
         let version = &client.greeting().version;
         Ok(Self {
@@ -57,6 +61,7 @@ impl Inventory {
                 .map(|class| class.strip_suffix("-machine").unwrap_or(class).to_owned()),
             state: status?.status,
             migration: migration?,
+            dialect: dialect?,
         })
     }
 
@@ -66,7 +71,7 @@ impl Inventory {
     }
 
     /// The part of it that goes into a record.
-    pub fn party(&self, pid: Option<i32>, qmp: String) -> Party {
+    pub fn party(&self, pid: Option<i32>, qmp: String, limits_by: LimitsBy) -> Party {
         Party {
             pid,
             qmp,
@@ -74,6 +79,7 @@ impl Inventory {
             name: self.name.clone(),
             accelerator: Some(if self.kvm { "kvm" } else { "tcg" }.to_owned()),
             machine: self.machine.clone(),
+            limits_by: Some(limits_by),
         }
     }
 }

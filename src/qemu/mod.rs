@@ -1,21 +1,27 @@
-//! One QEMU: its command line, what it is, and starting its twin.
+//! One QEMU: its command line, what it is, what it can do, and starting its twin.
 //!
 //! ```text
 //!   SOURCE ──locate──► Located ──Inventory::take──► Inventory
-//!                         │ CommandLine                │ machine type ...
-//!                         └────────► rewrite ◄─────────┘
-//!                                       │ Rewritten
-//!                                    twin::start ──► a destination that waits, held by -S
+//!                         │ CommandLine                │ machine type, Dialect ...
+//!          ┌─── derive ◄──┴────────► rewrite ◄─────────┘
+//!          ▼                          ▲   │ Rewritten
+//!   template FILE ──fill──► Filled ───┘   ▼
+//!                              │     twin::start ──► a destination that waits, held by -S
+//!                              └───► template::start ──► a guest
 //! ```
 
 /// A QEMU command line as options in order, read from /proc and rendered back.
 pub mod argv;
+/// What a QEMU can do, known by asking it.
+pub mod dialect;
 /// What a QEMU says of itself.
 pub mod inventory;
 /// Finds the QEMU that the user means.
 pub mod locate;
 /// The destination's command line, made from the source's.
 pub mod rewrite;
+/// The command line of a guest as a file that a person reads.
+pub mod template;
 /// Starts a destination and waits until it can be spoken to.
 pub mod twin;
 

@@ -9,12 +9,13 @@
 //!
 //! | option | on the destination | why |
 //! |---|---|---|
-//! | `-incoming`, `-loadvm`, `-daemonize`, `-S` | dropped, then `-S -incoming` ours | the destination waits, held |
+//! | `-incoming`, its `-S`, `-loadvm`, `-daemonize` | dropped, then `-S -incoming` ours | the destination waits, held |
 //! | `-pidfile`, unix sockets that listen | a name of its own, taken over later | stolen or locked otherwise |
 //! | `file:` character devices | the same file, `append=on` | QEMU cuts the file to zero as it opens it |
 //! | `-D` | a log of its own | the same |
 //! | `-gdb`, `-s` | dropped, with a warning | a debugger's port cannot be listened on twice |
 //! | `-machine pc`, `q35` or none | the versioned type that the source has | aliases differ between QEMUs |
+//! | the same `-L`, the engine's own `-global` once more | dropped | a wrapper, or each move, adds them anew |
 //! | `-readconfig` | refused | what stands in the file would have to be rewritten too |
 //! | relative paths with `-daemonize` | refused | the directory that they were relative to is not known any more |
 //! | `-snapshot`, `snapshot=on` | refused | the overlay is a private temporary file of the source |
@@ -22,6 +23,8 @@
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
 
 use super::argv::{CommandLine, CommandOption, KeyValues};
 use crate::record::{MigrationId, Moved, Warning};
@@ -31,8 +34,13 @@ const LONGEST_SOCKET_PATH: usize = 107;
 /// What the private directories beside the user's own files are called, before the id.
 const PRIVATE_PREFIX: &str = ".qmigrate-";
 
+/// What character devices are called that stand for `file:`, before their number.
+pub(super) const DEVICE_PREFIX: &str = "qmigrate";
+/// The `-global` values that set a destination up which listens from its start: there is no time to tell it then.
+pub const GLOBALS_FOR_LITERAL_INCOMING: [&str; 2] = ["migration.x-events=on", "migration.x-return-path=on"];
+
 /// Options whose value is a character device in the short form (`unix:...`, `file:...`, `stdio`).
-const CHARACTER_DEVICES: [&str; 7] =
+pub(super) const CHARACTER_DEVICES: [&str; 7] =
     ["qmp", "qmp-pretty", "monitor", "serial", "parallel", "debugcon", "virtioconsole"];
 
 /// What the rewriting needs to know besides the command line.
@@ -55,7 +63,7 @@ pub struct Setting<'a> {
 }
 
 /// Something that the destination has under another name until the source has gone.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rename {
     /// The option that it comes from, such as `qmp`.
     pub what: String,
@@ -120,6 +128,7 @@ pub fn rewrite(source: &CommandLine, setting: &Setting<'_>) -> Result<Rewritten,
             warnings: Vec::new(),
         },
         devices: 0,
+        stops: own_stops(source),
         relative: None,
     };
     if let Some(qemu) = setting.qemu {
@@ -144,6 +153,28 @@ pub fn rewrite(source: &CommandLine, setting: &Setting<'_>) -> Result<Rewritten,
     Ok(work.rewritten)
 }
 
+/// How many `-S` of a command line are the guest's own: the last one is there for the `-incoming`, if it has that. A
+/// guest that was started with it keeps it, so that its template does.
+pub(super) fn own_stops(line: &CommandLine) -> usize {
+    let stops = line.options.iter().filter(|option| option.name == "S").count();
+    stops.saturating_sub(usize::from(line.has("incoming")))
+}
+
+/// The value of a `-machine` with the versioned type in the place of an alias.
+pub(super) fn resolved(value: &str, machine: &str) -> String {
+    let mut value = KeyValues::parse(value);
+    match value.0.first_mut() {
+        Some((key, first)) if key.is_empty() || key == "type" => machine.clone_into(first),
+        _ => value.0.insert(0, (String::new(), machine.to_owned())),
+    }
+    value.render()
+}
+
+/// What a migration's directories beside the user's own files are called.
+pub fn private_directory_name(id: &MigrationId) -> String {
+    format!("{PRIVATE_PREFIX}{id}")
+}
+
 /// The name that the user knows: without the private directory of an earlier migration.
 pub fn public_name(path: &Path) -> PathBuf {
     path.components().filter(|part| !is_private_part(&part.as_os_str().to_string_lossy())).collect()
@@ -158,6 +189,8 @@ struct Work<'a> {
     rewritten: Rewritten,
     /// Character devices added so far; their ids count on from here.
     devices: usize,
+    /// So many `-S` that come now are the guest's own.
+    stops: usize,
     /// A path that was relative, if there was one.
     relative: Option<String>,
 }
@@ -170,6 +203,10 @@ impl Work<'_> {
     fn option(&mut self, option: &CommandOption) -> Result<(), RewriteError> {
         let value = option.value.as_deref().unwrap_or_default();
         match option.name.as_str() {
+            "S" if self.stops > 0 => {
+                self.stops -= 1;
+                self.push(option.clone());
+            }
             "S" | "incoming" | "loadvm" | "daemonize" => {}
             "snapshot" => return Err(RewriteError::Snapshot("-snapshot".to_owned())),
             "readconfig" => return Err(RewriteError::ConfigurationFile(value.to_owned())),
@@ -184,6 +221,8 @@ impl Work<'_> {
                 "the gdb stub is not carried over: its port cannot be listened on twice",
                 Some("gdbserver: open one on the destination with the monitor's command 'gdbserver'"),
             ),
+            "L" if self.rewritten.line.options.contains(option) => {}
+            "global" if GLOBALS_FOR_LITERAL_INCOMING.contains(&value) => {}
             "pidfile" => {
                 let path = self.own_name("pidfile", Path::new(value));
                 self.push(CommandOption::with_value("pidfile", path.to_string_lossy()));
@@ -216,14 +255,8 @@ impl Work<'_> {
 
     /// A `-machine` whose alias is resolved.
     fn machine(&mut self, value: &str) {
-        let mut value = KeyValues::parse(value);
-        if let Some(machine) = self.setting.machine {
-            match value.0.first_mut() {
-                Some((key, first)) if key.is_empty() || key == "type" => machine.clone_into(first),
-                _ => value.0.insert(0, (String::new(), machine.to_owned())),
-            }
-        }
-        self.push(CommandOption::with_value("machine", value.render()));
+        let value = self.setting.machine.map_or_else(|| value.to_owned(), |machine| resolved(value, machine));
+        self.push(CommandOption::with_value("machine", value));
     }
 
     /// A `-chardev`.
@@ -236,6 +269,10 @@ impl Work<'_> {
                     let own = self.own_name(&what, &path);
                     value.set("path", &own.to_string_lossy());
                 }
+            }
+            // Right behind the kind of device, where no user writes it and a template knows it again.
+            Some("file") if value.get("append").is_none() => {
+                value.0.insert(1, ("append".to_owned(), "on".to_owned()));
             }
             Some("file") => value.set("append", "on"),
             Some("stdio") => self.warn_console(&format!("-chardev {text}")),
@@ -250,7 +287,7 @@ impl Work<'_> {
         if let Some(rest) = device.strip_prefix("unix:") {
             let mut value = KeyValues::parse(rest);
             let path = PathBuf::from(value.implied().unwrap_or_default());
-            if self.is_engine_made(&path) {
+            if is_engine_made(&path, self.setting.runtime_directory.parent()) {
                 return None;
             }
             if value.is_on("server") {
@@ -263,7 +300,7 @@ impl Work<'_> {
         }
         if let Some(path) = device.strip_prefix("file:") {
             // The short form cannot say `append`; the long one can, and a device that names it is the same device.
-            let id = format!("qmigrate{}", self.devices);
+            let id = format!("{DEVICE_PREFIX}{}", self.devices);
             self.devices += 1;
             let chardev = format!("file,id={id},path={},append=on", path.replace(',', ",,"));
             self.push(CommandOption::with_value("chardev", chardev));
@@ -282,8 +319,7 @@ impl Work<'_> {
             self.relative = Some(public.display().to_string());
         }
         let name = public.file_name().map_or_else(|| PathBuf::from(what), PathBuf::from);
-        let beside =
-            public.parent().unwrap_or(Path::new("")).join(format!("{PRIVATE_PREFIX}{}", self.setting.id));
+        let beside = public.parent().unwrap_or(Path::new("")).join(private_directory_name(self.setting.id));
         let absolute = self.setting.working_directory.join(beside.join(&name));
         if absolute.as_os_str().len() <= LONGEST_SOCKET_PATH {
             let directory = self.setting.working_directory.join(&beside);
@@ -305,17 +341,6 @@ impl Work<'_> {
         self.warn("socket-moved", &message, None);
         self.rewritten.moved.push(Moved { what: what.to_owned(), from, to });
         own
-    }
-
-    /// Whether this is a QMP socket that [`Work::choose_qmp`] added in an earlier migration.
-    fn is_engine_made(&self, path: &Path) -> bool {
-        let directory = path.parent();
-        let is_id = directory
-            .and_then(Path::file_name)
-            .and_then(|name| name.to_str())
-            .is_some_and(|name| MigrationId::from_str(name).is_ok());
-        let beside_ours = directory.and_then(Path::parent) == self.setting.runtime_directory.parent();
-        is_id && beside_ours && path.ends_with("qmp")
     }
 
     /// Finds the QMP socket by which the engine talks to the destination, or adds one.
@@ -348,6 +373,35 @@ impl Work<'_> {
             hint: hint.map(str::to_owned),
         });
     }
+}
+
+/// Whether this is a QMP socket that [`Work::choose_qmp`] added in an earlier migration; `runtime` is where migrations
+/// have their directories.
+pub(super) fn is_engine_made(path: &Path, runtime: Option<&Path>) -> bool {
+    let directory = path.parent();
+    let is_id = directory
+        .and_then(Path::file_name)
+        .and_then(|name| name.to_str())
+        .is_some_and(|name| MigrationId::from_str(name).is_ok());
+    is_id && directory.and_then(Path::parent) == runtime && path.ends_with("qmp")
+}
+
+/// All unix sockets on which a QEMU with this command line listens. It unlinks whatever has their names.
+pub(super) fn listening_sockets(line: &CommandLine) -> Vec<PathBuf> {
+    let sockets = line.options.iter().filter_map(|option| {
+        let value = option.value.as_deref()?;
+        match option.name.as_str() {
+            "vnc" => KeyValues::parse(value)
+                .implied()
+                .and_then(|place| place.strip_prefix("unix:").map(PathBuf::from)),
+            "chardev" => listening_chardev(&KeyValues::parse(value)),
+            name if CHARACTER_DEVICES.contains(&name) => {
+                unix_server(value.strip_prefix("mon:").unwrap_or(value))
+            }
+            _ => None,
+        }
+    });
+    sockets.collect()
 }
 
 /// The unix sockets on which a QEMU with this command line speaks QMP, in order.
@@ -390,11 +444,13 @@ fn unix_server(device: &str) -> Option<PathBuf> {
 }
 
 fn chardev_socket(line: &CommandLine, id: &str) -> Option<PathBuf> {
-    line.values("chardev").map(KeyValues::parse).find_map(|value| {
-        let matches =
-            value.implied() == Some("socket") && value.get("id") == Some(id) && value.is_on("server");
-        matches.then(|| value.get("path").map(PathBuf::from)).flatten()
-    })
+    let devices = line.values("chardev").map(KeyValues::parse);
+    devices.filter(|value| value.get("id") == Some(id)).find_map(|value| listening_chardev(&value))
+}
+
+fn listening_chardev(value: &KeyValues) -> Option<PathBuf> {
+    let listens = value.implied() == Some("socket") && value.is_on("server");
+    listens.then(|| value.get("path").map(PathBuf::from)).flatten()
 }
 
 /// Whether a `-object` is guest memory in a file that two QEMUs would share.
@@ -409,11 +465,15 @@ fn shares_memory(value: &str) -> bool {
 
 /// A log beside the old one: `vm.log` becomes `vm.log.ID`, and again for a guest that was moved before.
 fn log_name(path: &str, id: &MigrationId) -> String {
-    let bare = match path.rsplit_once('.') {
+    format!("{}.{id}", public_log_name(path))
+}
+
+/// The log that the user knows: without the id of an earlier migration.
+pub(super) fn public_log_name(path: &str) -> &str {
+    match path.rsplit_once('.') {
         Some((bare, last)) if MigrationId::from_str(last).is_ok() => bare,
         _ => path,
-    };
-    format!("{bare}.{id}")
+    }
 }
 
 #[cfg(test)]

@@ -92,7 +92,10 @@ fn files_are_appended_to_and_not_cut() {
         options("-serial file:/l/a,b")
             .starts_with("-chardev file,id=qmigrate0,path=/l/a,,b,append=on -serial chardev:qmigrate0 ")
     );
-    assert!(options("-chardev file,id=x,path=/l").starts_with("-chardev file,id=x,path=/l,append=on "));
+    assert!(options("-chardev file,id=x,path=/l").starts_with("-chardev file,append=on,id=x,path=/l "));
+    assert!(
+        options("-chardev file,id=x,append=off,path=/l").starts_with("-chardev file,id=x,append=on,path=/l ")
+    );
     assert!(options("-D /l/q.log").starts_with("-D /l/q.log.k3f9x2ab "));
     assert!(options("-D /l/q.log.00000000").starts_with("-D /l/q.log.k3f9x2ab "));
 }
@@ -124,6 +127,19 @@ fn a_socket_path_that_would_grow_too_long_moves_to_the_runtime_directory() {
     assert_eq!(made.qmp, Path::new("/run/qmigrate/k3f9x2ab/0-q"));
     assert_eq!(made.moved[0].from, long);
     assert_eq!(made.warnings[0].code, "socket-moved");
+}
+
+#[test]
+fn what_each_move_would_add_anew_does_not_pile_up() {
+    let moved = options("-L /a -L /b -m 1G -L /a -global migration.x-events=on -S -incoming tcp:0:4444");
+    assert!(moved.starts_with("-L /a -L /b -m 1G -machine"), "{moved}");
+    assert!(!moved.contains("x-events"), "{moved}");
+    // The one that the guest was started with stays, however often it is moved.
+    for own in ["-S -m 1G", "-S -m 1G -S -incoming defer"] {
+        let moved = options(own);
+        assert!(moved.starts_with("-S -m 1G -machine") && moved.ends_with(" -S -incoming defer"), "{moved}");
+        assert_eq!(moved.matches("-S").count(), 2, "{moved}");
+    }
 }
 
 #[test]

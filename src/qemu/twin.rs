@@ -6,7 +6,9 @@ use std::process::Child;
 use std::time::Duration;
 
 use super::rewrite::Rewritten;
-use crate::host::{DirectoryError, Launch, PrivateDirectory, ProcessHandle, ProcessView, launch, log_end};
+use crate::host::{
+    DirectoryError, Launch, PrivateDirectory, ProcessHandle, ProcessView, end, launch, log_end,
+};
 use crate::qmp::wire::printable;
 use crate::qmp::{Address, AddressError, Client, ConnectError, Deadlines, Leg};
 
@@ -51,10 +53,10 @@ pub enum TwinError {
         words: String,
     },
     /// Its monitor never came.
-    #[error("the destination is there, but its QMP monitor did not come within {} s", START_WITHIN.as_secs())]
+    #[error("the QEMU just started is there, but its QMP monitor did not come within {} s", START_WITHIN.as_secs())]
     NoMonitor(#[source] ConnectError),
     /// Somebody else listens where its monitor should be.
-    #[error("at {address}, where the destination's monitor should be, listens process {pid}")]
+    #[error("at {address}, where the monitor of the QEMU just started should be, listens process {pid}")]
     Stranger {
         /// Where.
         address: Address,
@@ -116,23 +118,36 @@ async fn start_in(
     }
     let address = Address::unix(rewritten.qmp.clone())?;
     let command = rewritten.line.render();
-    let program = rewritten.line.program.clone();
     tracing::debug!(?command, "starting the destination");
-    let mut child = launch(&Launch {
+    let launch = Launch {
         command,
         environment: environment(source),
         working_directory: source.working_directory.clone(),
         credentials: source.credentials.clone(),
         log: log.to_owned(),
-    })
-    .map_err(|source| TwinError::Launch { program, source })?;
+    };
+    bring_up(&launch, &address, Leg::Destination, abort).await
+}
+
+/// Starts a QEMU and waits until its monitor answers; its devices are there by then. On an error it has ended.
+pub async fn bring_up(
+    what: &Launch,
+    address: &Address,
+    leg: Leg,
+    abort: impl Future<Output = ()>,
+) -> Result<(Client, ProcessHandle), TwinError> {
+    let mut child = launch(what).map_err(|source| {
+        let program = what.command.first().map_or_else(String::new, |program| program.display().to_string());
+        TwinError::Launch { program, source }
+    })?;
     let pid = i32::try_from(child.id()).map_err(|error| TwinError::Process(io::Error::other(error)))?;
+    let log = &what.log;
     let process = match ProcessHandle::open(pid) {
         Ok(process) => process,
         Err(error) => return Err(died(&mut child, log).unwrap_or(TwinError::Process(error))),
     };
     let connected = tokio::select! {
-        connected = monitor(&address, &mut child, log) => connected,
+        connected = monitor(address, leg, &mut child, log) => connected,
         () = abort => Err(TwinError::Aborted),
     };
     let connected = connected.and_then(|client| match client.peer_pid() {
@@ -145,20 +160,19 @@ async fn start_in(
             Ok((client, process))
         }
         Err(error) => {
-            // It has ended, or it is of no use: what cannot be killed has ended.
-            let _ = child.kill();
-            let _ = child.wait();
+            // It has ended, or it is of no use.
+            end(&mut child);
             Err(error)
         }
     }
 }
 
 /// Waits for the monitor of a process that has just been started.
-async fn monitor(address: &Address, child: &mut Child, log: &Path) -> Result<Client, TwinError> {
+async fn monitor(address: &Address, leg: Leg, child: &mut Child, log: &Path) -> Result<Client, TwinError> {
     let deadline = tokio::time::Instant::now() + START_WITHIN;
     loop {
         let deadlines = Deadlines { connect: START_WITHIN };
-        match Client::connect(address, Leg::Destination, deadlines).await {
+        match Client::connect(address, leg, deadlines).await {
             Ok(client) => return Ok(client),
             Err(error) => {
                 if let Some(died) = died(child, log) {

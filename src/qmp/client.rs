@@ -38,6 +38,7 @@ pub use events::{EVENTS_PER_LISTENER, Events, Heard};
 pub use reply::Reply;
 pub use window::{IN_BAND_COMMANDS, Load};
 
+use super::words::VersionInfo;
 use super::{Address, Leg};
 use connection::Shared;
 use window::Band;
@@ -100,6 +101,15 @@ impl Client {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         connect::over(stream, leg, deadlines, tap).await
+    }
+
+    /// A client of a QEMU that cannot be reached: its connection has ended, and every command fails at once.
+    pub fn unconnected(leg: Leg) -> Self {
+        let shared = Arc::new(Shared::new(leg));
+        shared.close(&Closed::LetGo);
+        let version = VersionInfo { major: 0, minor: 0, micro: 0, package: String::new() };
+        let greeting = Greeting { version, capabilities: Vec::new() };
+        Self { handle: Arc::new(Handle { shared, greeting, out_of_band: false, peer_pid: None }) }
     }
 
     /// Puts a command on the wire, or behind those that wait; the order of calls is the order on the wire.

@@ -46,6 +46,16 @@ pub struct Request {
     pub live: bool,
 }
 
+/// How a QEMU is told its limits: downtime and bandwidth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LimitsBy {
+    /// `migrate-set-parameters`.
+    Parameters,
+    /// `migrate_set_downtime` and `migrate_set_speed`.
+    OldCommands,
+}
+
 /// One of the two QEMUs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Party {
@@ -61,6 +71,8 @@ pub struct Party {
     pub accelerator: Option<String>,
     /// The versioned machine type, such as `pc-i440fx-10.0`.
     pub machine: Option<String>,
+    /// How its limits are set.
+    pub limits_by: Option<LimitsBy>,
 }
 
 /// One migration, from the request to the outcome.

@@ -116,6 +116,7 @@ fn a_user_who_may_not_connect_is_told_whose_the_qemu_is() {
     let as_nobody = |name: &str| {
         let mut command = std::process::Command::new(&program);
         command.args(["migrate", name]).uid(NOBODY).gid(NOBODY).env("XDG_RUNTIME_DIR", &runtime);
+        command.env("XDG_STATE_HOME", runtime.join("state"));
         let said = Said::of(&run(command));
         said.is_refusal();
         let left = runtime.join("qmigrate").read_dir().map_or(0, Iterator::count);

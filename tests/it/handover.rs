@@ -161,6 +161,6 @@ async fn a_destination_that_dies_right_after_it_has_run_the_guest_is_no_success(
     drop(hold);
     let ended = engine.end();
     assert_eq!((ended.code, &ended.result()["guest"]), (4, &"lost".into()), "{ended:?}");
-    assert!(ended.result()["hint"].as_str().unwrap().contains("postmigrate"), "{ended:?}");
+    assert!(ended.result()["hint"].as_str().unwrap().contains("on its source's monitor"), "{ended:?}");
     assert_eq!(lab.left_behind(), [] as [std::path::PathBuf; 0]);
 }

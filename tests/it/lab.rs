@@ -2,7 +2,7 @@
 
 use std::io::Read;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use qapi_qmp as words;
 use qmigrate::guest::{Accelerator, Content, Pattern, Workload};
 use qmigrate::host::ProcessHandle;
-use qmigrate::lab::subject::{SECOND_MONITOR, Subject};
+use qmigrate::lab::subject::{Board, SECOND_MONITOR, Subject};
 use qmigrate::observe::heartbeat::{Handover, Sequence};
 use qmigrate::qmp::words::{RunState, StatusInfo};
 use qmigrate::qmp::{Client, Deadlines, Leg};
@@ -37,17 +37,21 @@ impl Lab {
             support::skip(test, "there is no qemu-system-x86_64; tests/run gets one");
             return None;
         };
+        Some(Self::start_on(&qemu, Board::newest(Accelerator::Tcg), mebibytes, rate).await)
+    }
+
+    /// The same on a QEMU and a machine of one's own choice.
+    pub(crate) async fn start_on(qemu: &Path, board: Board<'_>, mebibytes: u64, rate: Option<&str>) -> Self {
         let directory = tempfile::Builder::new().prefix("qm").tempdir().unwrap();
         let workload = Workload::new(
-            Size::from_mebibytes(mebibytes + 48).unwrap(),
+            Size::from_mebibytes((mebibytes + 48).max(64)).unwrap(),
             Size::from_mebibytes(mebibytes).unwrap(),
             rate.map(|rate| rate.parse().unwrap()),
             Pattern::Sweep,
             Content::Incompressible,
         );
-        let subject =
-            Subject::start(&qemu, Accelerator::Tcg, workload.unwrap(), directory.path()).await.unwrap();
-        Some(Self { subject, directory })
+        let subject = Subject::start(qemu, board, workload.unwrap(), directory.path()).await.unwrap();
+        Self { subject, directory }
     }
 
     pub(crate) fn monitor(&self) -> String {
@@ -66,12 +70,17 @@ impl Lab {
         self.subject.process.pid()
     }
 
-    /// The QEMUs that have connected to the observer, in the order in which they did.
+    /// The last QEMU but the source that has connected to the observer, which may take a moment to notice.
     pub(crate) fn destination(&self) -> i32 {
-        let source = self.source();
-        let mut pids = self.subject.observer.pids();
-        pids.retain(|&pid| pid != source);
-        *pids.last().expect("a destination has connected to the observer")
+        let (source, deadline) = (self.source(), Instant::now() + SOON);
+        loop {
+            let pids = self.subject.observer.pids();
+            if let Some(pid) = pids.into_iter().rfind(|&pid| pid != source) {
+                return pid;
+            }
+            assert!(Instant::now() < deadline, "no destination has connected to the observer");
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Moves the guest.

@@ -3,8 +3,20 @@
 
 /// A QMP peer that plays a script.
 mod scripted_peer;
+/// Recorded conversations as tests read them, and where each leads.
+mod conversation;
+/// Plays a recorded conversation to the real driver.
+mod player;
+/// A guest moved again and again, with a proof after each move.
+mod back_and_forth;
 /// A real guest with a heart, the built command, and hold points.
 mod lab;
+/// As little of a debugger as changes a guest's memory behind its back.
+mod debugger;
+/// A Linux guest whose writer checks its own memory.
+mod linux_guest;
+/// What a Linux guest writes on its serial line, in whichever QEMU it runs.
+mod serial_line;
 /// A small QEMU, the built command, and what must be as before after a refusal.
 mod small_qemu;
 /// The helpers that more than one module uses: where QEMU is, how a skip is told.
@@ -25,16 +37,34 @@ mod qmp_connect;
 mod qmp_transport;
 /// Recorded conversations with real QEMUs.
 mod fixtures;
+/// Recorded conversations played to the real driver: as they were, reordered, delayed, cut.
+mod replay;
 /// Bytes to lines to messages: arbitrary input.
 mod qmp_wire;
 
 /// The embedded guest on a real QEMU: it boots, its heart beats, its memory verifies.
 mod guest_boots;
+/// Old and new QEMUs: limits set in the words that each has, and what each can do.
+mod dialect;
 /// A guest moved in every way that the command offers.
 mod moves;
+/// A Linux guest moved, which is its own witness.
+mod linux_moves;
+/// Every version of QEMU, and pairs of them.
+mod versions;
 /// The demo holds what it shows.
 mod demo;
 /// The hand-over when something goes wrong in it.
 mod handover;
+/// Templates: malformed ones, guests started from them, and the same one back after every move.
+mod template;
+/// What a killed engine leaves is brought to its end by `recover`.
+mod recover;
+/// What a migration has left behind, told apart from what other tests have.
+mod audit;
+/// Each fault at each moment, with the end that is promised.
+mod fault_matrix;
+/// Cases of QEMU's own tests, with this engine as the driver.
+mod qemu_suite;
 /// People and programs that meddle while a guest is moved.
 mod meddling;

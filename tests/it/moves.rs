@@ -6,22 +6,21 @@ use qapi_qmp as words;
 use qmigrate::qmp::words::RunState;
 use qmigrate::qmp::{Client, Deadlines, Leg};
 
+use crate::back_and_forth::BackAndForth;
 use crate::lab::{Lab, SOON, command, lives, run, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_moves_in_a_row_lose_nothing_and_keep_the_first_name() {
     let Some(lab) = Lab::start("ten_moves_in_a_row", 32, Some("20MiB/s")).await else { return };
-    let mut source = lab.source();
-    for turn in 0..10 {
-        let ended = lab.migrate(&[]);
-        assert_eq!(ended.code, 0, "turn {turn}: {ended:?}");
-        let destination = lab.destination();
-        lab.never_two(source, destination);
-        lab.prove().await;
-        assert!(!lives(source), "the source of turn {turn} is gone");
-        assert_eq!(lab.left_behind(), [] as [std::path::PathBuf; 0]);
-        source = destination;
-    }
+    let monitor = lab.directory.path().join("qmp");
+    let moves = BackAndForth::of(&monitor);
+    moves
+        .run(async |done| {
+            lab.never_two(done.source, done.destination);
+            lab.prove().await;
+            assert_eq!(lab.left_behind(), [] as [std::path::PathBuf; 0]);
+        })
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -109,6 +109,11 @@ impl<S: AsyncRead + AsyncWrite> ScriptedPeer<S> {
         self.send_bytes(format!("{value}\r\n").as_bytes()).await;
     }
 
+    /// Sends to a client that may have gone away; says whether it has not.
+    pub(crate) async fn offer(&mut self, bytes: &[u8]) -> bool {
+        soon(self.writer.write_all(bytes)).await.is_ok()
+    }
+
     pub(crate) async fn send_bytes(&mut self, bytes: &[u8]) {
         soon(self.writer.write_all(bytes)).await.expect("the client reads");
     }

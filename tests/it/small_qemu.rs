@@ -59,8 +59,9 @@ impl Monitor {
     }
 
     pub(crate) fn execute(&mut self, command: &str, arguments: &Value) -> Value {
-        let line = json!({ "execute": command, "arguments": arguments });
-        writeln!(self.0.get_mut(), "{line}").unwrap();
+        // In one write: QEMU begins with a command at its last brace, and may have quit before the end of the line.
+        let line = format!("{}\n", json!({ "execute": command, "arguments": arguments }));
+        self.0.get_mut().write_all(line.as_bytes()).unwrap();
         loop {
             let mut reply = self.line();
             if reply.get("event").is_none() {

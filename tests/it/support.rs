@@ -25,6 +25,21 @@ pub(crate) fn qemu() -> Option<PathBuf> {
     std::env::split_paths(&path).map(|place| place.join("qemu-system-x86_64")).find(|qemu| qemu.is_file())
 }
 
+/// The QEMU of one version, as `tests/qemu VERSION` unpacks it; a loud skip where it is not to be had.
+pub(crate) fn qemu_version(test: &str, version: &str) -> Option<PathBuf> {
+    let root = std::env::var_os("QMIGRATE_QEMUS").filter(|root| !root.is_empty()).map(PathBuf::from);
+    let root = root.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/qemu"));
+    let qemu = root.join(version).join("qemu-system-x86_64");
+    if qemu.is_file() {
+        return Some(qemu);
+    }
+    skip(
+        &format!("{test}, QEMU {version}"),
+        &format!("there is no QEMU {version}; `tests/qemu {version}` gets it"),
+    );
+    None
+}
+
 /// A process that is killed when its owner goes, with what it says kept in a file.
 #[derive(Debug)]
 pub(crate) struct Process {

@@ -1,10 +1,10 @@
 //! What the phase machine says, done: each action becomes a command on the wire at once.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use qapi_qmp as words;
 
-use super::{ANSWER, Answer, Driver, FRESH, LAST_CALL};
+use super::{ANSWER, Answer, Driver, FRESH, LAST_CALL, now};
 use crate::migrate::phase::{Action, Input, Seen};
 use crate::qmp::{CallError, Leg};
 
@@ -12,7 +12,10 @@ impl Driver<'_> {
     /// Puts an action on its way; gives an input where its answer is known at once.
     pub(super) fn perform(&mut self, action: Action) -> Option<Input> {
         tracing::debug!(?action, "action");
-        self.has_cancelled |= matches!(action, Action::CancelSource | Action::YankSource);
+        if matches!(action, Action::CancelSource | Action::YankSource) {
+            let now_us = u64::try_from(jiff::Timestamp::now().as_microsecond()).unwrap_or(u64::MAX);
+            self.cancels.send(now_us);
+        }
         match action {
             Action::AskSource => self.ask_state(Leg::Source),
             Action::AskDestination => self.ask_state(Leg::Destination),
@@ -34,7 +37,7 @@ impl Driver<'_> {
                 if self.destination.process.has_ended() {
                     return Some(Input::Destination(Seen::Gone));
                 }
-                if self.destination.client.last_heard().elapsed() < FRESH {
+                if now().saturating_duration_since(self.destination.client.last_heard()) < FRESH {
                     return Some(Input::DestinationAlive);
                 }
                 self.prove_destination();
@@ -75,7 +78,7 @@ impl Driver<'_> {
 
     /// One round trip with what is left of the blackout as its deadline, and with 100 ms at least.
     fn prove_destination(&self) {
-        let left = self.watchdog.blackout_over_at().map(|at| at.saturating_duration_since(Instant::now()));
+        let left = self.watchdog.blackout_over_at().map(|at| at.saturating_duration_since(now()));
         let deadline = left.unwrap_or(LAST_CALL).clamp(Duration::from_millis(100), LAST_CALL);
         let (reply, answers) = (self.destination.client.send(&words::query_status {}), self.answers.clone());
         tokio::spawn(async move {

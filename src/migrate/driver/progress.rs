@@ -1,13 +1,10 @@
 //! How far the stream is, and what the controller makes of it.
 
-use std::time::Instant;
-
-use super::{Answer, Driver};
+use super::{ANSWER, Answer, Driver, now};
 use crate::converge::Verdict;
 use crate::migrate::order::Order;
 use crate::migrate::phase::{Input, Phase};
-use crate::migrate::step::prepare;
-use crate::qmp::Leg;
+use crate::migrate::step::limits::{self, QemuLimits};
 use crate::qmp::words::{MigrationInfo, MigrationStatus};
 use crate::record::{Choice, Decision, Entry, Forecast, Pass, Sample};
 
@@ -21,7 +18,7 @@ impl Driver<'_> {
         let now_ms = self.history.now_ms();
         let active = info.status == Some(MigrationStatus::Active);
         if active {
-            self.watchdog.sent(ram.transferred_bytes, Instant::now());
+            self.watchdog.sent(ram.transferred_bytes, now());
         }
         let sample = Sample {
             at_ms: now_ms,
@@ -73,16 +70,12 @@ impl Driver<'_> {
 
     /// Puts limits on the wire, in the order in which they were decided; an order is answered when QEMU has.
     pub(super) fn set_limits(&mut self, order: Option<Order>) {
-        match prepare::limits_command(self.controller.limit_ms(), self.limits.max_bandwidth) {
-            Ok(command) => {
-                self.send(Leg::Source, &command, |answer| Answer::Limits(answer.map(drop), order));
-            }
-            Err(error) => {
-                tracing::warn!(%error, "limits were not sent");
-                if let Some(order) = order {
-                    order.answer(Err(error.to_string()));
-                }
-            }
-        }
+        let limits = QemuLimits::both(self.controller.limit_ms(), self.limits.max_bandwidth);
+        let taken = limits::send(&self.source.client, self.source.limits_by, limits, ANSWER);
+        let answers = self.answers.clone();
+        tokio::spawn(async move {
+            // The driver has ended meanwhile: then nobody needs the answer.
+            let _ = answers.send(Answer::Limits(taken.await, order));
+        });
     }
 }

@@ -3,17 +3,20 @@
 use std::path::PathBuf;
 
 use qapi_qmp as words;
+use serde::{Deserialize, Serialize};
 
 use super::prepare;
 use super::survey::{GREETING_WITHIN, Source};
 use crate::check::Blocker;
-use crate::host::{PrivateDirectory, ProcessHandle};
+use crate::host::{PrivateDirectory, ProcessHandle, ProcessView};
+use crate::migrate::journal::{self, Journal, Running, Step};
 use crate::migrate::plan::{Destination, Incoming, Plan};
+use crate::qemu::dialect::Wish;
 use crate::qemu::rewrite::{Rename, Rewritten, Setting, rewrite};
 use crate::qemu::{ANSWER_WITHIN, Inventory, QemuName, locate, twin};
 use crate::qmp::words::{MigrationStatus, RunState};
 use crate::qmp::{Address, Client, Deadlines, Events, Leg};
-use crate::record::{Moved, Warning};
+use crate::record::{LimitsBy, Moved, Warning};
 
 /// Where the destination's own output goes, in the migration's directory.
 const LOG: &str = "destination.log";
@@ -31,6 +34,8 @@ pub struct Held {
     pub events: Events,
     /// What it is.
     pub inventory: Inventory,
+    /// How it is told its limits: as its source, if it can be.
+    pub limits_by: LimitsBy,
     /// Its process.
     pub process: ProcessHandle,
     /// What was made for it.
@@ -46,7 +51,8 @@ pub struct Held {
 }
 
 /// Who started a destination.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum StartedBy {
     /// The engine, which also ends it.
     Engine,
@@ -56,7 +62,7 @@ pub enum StartedBy {
 
 /// The command line that the destination of this plan would have.
 pub fn command_line(plan: &Plan, source: &Source) -> Result<Option<Rewritten>, Blocker> {
-    let Destination::Start { qemu, incoming } = &plan.destination else { return Ok(None) };
+    let Destination::Start { qemu, incoming, .. } = &plan.destination else { return Ok(None) };
     let (incoming, globals) = match incoming {
         Incoming::Defer => ("defer", Vec::new()),
         Incoming::Literal(uri) => (uri.as_str(), prepare::globals_for_literal_incoming()),
@@ -77,32 +83,45 @@ pub fn command_line(plan: &Plan, source: &Source) -> Result<Option<Rewritten>, B
 pub async fn get(
     plan: &Plan,
     source: &Source,
+    journal: &mut Journal,
     abort: impl Future<Output = ()>,
 ) -> Result<(Held, Vec<Warning>), Blocker> {
     if let Destination::Started(name) = &plan.destination {
-        return Ok((started(name).await?, Vec::new()));
+        return Ok((started(name, plan.dialect, journal).await?, Vec::new()));
     }
     // The match above leaves the one kind that has a command line.
     let Some(rewritten) = command_line(plan, source)? else {
         return Err(Blocker::bare("destination", "there is no destination in this plan"));
     };
     let log = plan.directory.join(LOG);
+    let address = Address::unix(rewritten.qmp.clone())
+        .map_err(|error| Blocker::bare("destination", error.to_string()))?;
+    journal.write(&Step::Destination(Box::new(journal::Destination {
+        address: address.clone(),
+        started_by: StartedBy::Engine,
+        directories: rewritten.directories.clone(),
+        renames: rewritten.renames.clone(),
+        moved: rewritten.moved.clone(),
+        log: Some(log.clone()),
+    })))?;
     let twin = twin::start(&rewritten, &source.view, log, abort).await?;
     let twin::Twin { client, process, directories, log } = twin;
     let events = client.events();
     let held = async {
         let inventory = Inventory::take(&client).await?;
-        let address = Address::unix(rewritten.qmp.clone())
-            .map_err(|error| Blocker::bare("destination", error.to_string()))?;
-        Ok::<_, Blocker>((inventory, address))
+        let limits_by = inventory.dialect.limits_by_or_else(plan.dialect)?;
+        let running = Running::of(&process, &ProcessView::read(process.pid())?);
+        journal.write(&Step::Started { running, limits_by })?;
+        Ok::<_, Blocker>((inventory, limits_by))
     };
     match held.await {
-        Ok((inventory, address)) => {
+        Ok((inventory, limits_by)) => {
             let held = Held {
                 address,
                 client,
                 events,
                 inventory,
+                limits_by,
                 process,
                 directories,
                 renames: rewritten.renames,
@@ -121,11 +140,12 @@ pub async fn get(
 }
 
 /// Takes a destination that the user started, and holds it: `stop` while it waits equals `-S`.
-async fn started(name: &QemuName) -> Result<Held, Blocker> {
+async fn started(name: &QemuName, wish: Wish, journal: &mut Journal) -> Result<Held, Blocker> {
     let located = locate(name, Leg::Destination, Deadlines { connect: GREETING_WITHIN }).await?;
     let client = located.client;
     let events = client.events();
     let inventory = Inventory::take(&client).await?;
+    let limits_by = inventory.dialect.limits_by_or_else(wish)?;
     let waits = inventory.state == RunState::InMigrate;
     let is_fresh = matches!(inventory.migration_status(), MigrationStatus::None | MigrationStatus::Setup);
     if !waits || !is_fresh {
@@ -147,15 +167,25 @@ async fn started(name: &QemuName) -> Result<Held, Blocker> {
             "name the process: --destination-qmp pid:PID",
         ));
     };
-    client.call(&words::stop {}, ANSWER_WITHIN).await?;
     let process = ProcessHandle::open(view.pid).map_err(|error| {
         Blocker::bare("process", format!("process {} cannot be watched: {error}", view.pid))
     })?;
+    journal.write(&Step::Destination(Box::new(journal::Destination {
+        address: located.address.clone(),
+        started_by: StartedBy::User,
+        directories: Vec::new(),
+        renames: Vec::new(),
+        moved: Vec::new(),
+        log: None,
+    })))?;
+    journal.write(&Step::Started { running: Running::of(&process, &view), limits_by })?;
+    client.call(&words::stop {}, ANSWER_WITHIN).await?;
     Ok(Held {
         address: located.address,
         client,
         events,
         inventory,
+        limits_by,
         process,
         directories: Vec::new(),
         renames: Vec::new(),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use qapi_qmp as words;
 
 use crate::host::{Credentials, ProcessHandle, as_user};
+use crate::migrate::side::LAST_BREATH;
 use crate::qemu::ANSWER_WITHIN;
 use crate::qemu::rewrite::Rename;
 use crate::qmp::words::{MigrationInfo, RunState, StatusInfo};
@@ -44,7 +45,8 @@ pub async fn over(client: &Client, process: &ProcessHandle) -> Result<(), QuitEr
     let deadline = tokio::time::Instant::now() + FINAL_WITHIN;
     loop {
         match state(client).await {
-            Ok(RunState::PostMigrate) => return Ok(()),
+            // A reset after the switch takes it back to before its first instruction (run on 10.0).
+            Ok(RunState::PostMigrate | RunState::PreLaunch) => return Ok(()),
             // Another client has told it to run, while the guest is on the destination: two must not.
             Ok(state @ RunState::Running) => {
                 client.call(&words::stop {}, ANSWER_WITHIN).await?;
@@ -52,7 +54,8 @@ pub async fn over(client: &Client, process: &ProcessHandle) -> Result<(), QuitEr
             }
             Ok(state) if tokio::time::Instant::now() > deadline => return Err(QuitError::NotOver(state)),
             Ok(_) => tokio::time::sleep(Duration::from_millis(1)).await,
-            Err(_) if process.has_ended() => return Ok(()),
+            // A QEMU that somebody told to quit closes its monitor first.
+            Err(_) if process.ended_within(LAST_BREATH).await => return Ok(()),
             Err(error) => return Err(error.into()),
         }
     }

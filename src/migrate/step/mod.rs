@@ -1,9 +1,12 @@
-//! The steps of a migration that happen once, in order; what happens in between is the driver's.
+//! The steps of a migration that happen once, in order; what happens in between is the driver's, which sets limits as
+//! the steps do.
 
 /// Looks at the source, and at all that stands in the way.
 pub mod survey;
 /// Starts the destination, or takes the one that the user started.
 pub mod destination;
+/// Sets downtime and bandwidth in the words that a QEMU has.
+pub mod limits;
 /// Sets both sides up, and the source back as it was.
 pub mod prepare;
 /// Ends what is over, and gives the guest its names.

@@ -7,24 +7,33 @@
 //! source has been changed.
 
 use std::path::Path;
+use std::time::Duration;
 
 use qapi_qmp as words;
-use serde_json::{Map, Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
+use super::limits::{self, QemuLimits};
 use crate::qemu::ANSWER_WITHIN;
+use crate::qemu::rewrite::GLOBALS_FOR_LITERAL_INCOMING;
 use crate::qmp::words::{MigrationInfo, SocketAddress};
-use crate::qmp::{CallError, Client};
-use crate::units::{DowntimeMs, Rate};
+use crate::qmp::{CallError, Client, Leg};
+use crate::record::LimitsBy;
 
 const CAPABILITIES: [&str; 3] = ["events", "return-path", "late-block-activate"];
-/// The parameters that this engine touches, and therefore restores.
-const PARAMETERS: [&str; 2] = ["downtime-limit", "max-bandwidth"];
+/// The limits of a QEMU that does not tell its own: 2.4 to 2.7 (their documentation).
+const UNTOLD: QemuLimits = QemuLimits { downtime_ms: Some(300), bytes_per_second: Some(32 << 20) };
+
+/// The kernel tries a connection again after 1, 3 and 7 s.
+const FREE_WITHIN: Duration = Duration::from_secs(10);
+/// How often it is looked whether it has given up.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// How the source was set up before.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Originals {
     capabilities: Vec<(String, bool)>,
-    parameters: Map<String, Value>,
+    limits: QemuLimits,
 }
 
 /// A side could not be set up.
@@ -43,12 +52,15 @@ pub enum PrepareError {
 
 /// Makes the destination listen; gives the address to which the source sends.
 pub async fn destination(client: &Client, socket: &Path) -> Result<String, PrepareError> {
-    let told: MigrationInfo = client.call_as(&words::query_migrate {}, ANSWER_WITHIN).await?;
+    let (told, known) = tokio::try_join!(
+        async { Ok(client.call_as::<MigrationInfo, _>(&words::query_migrate {}, ANSWER_WITHIN).await?) },
+        capabilities(client),
+    )?;
     if let Some(address) = told.socket_address.first() {
         // Started with a literal -incoming: its capabilities came by -global, and cannot be changed any more.
         return reachable(address).ok_or(PrepareError::ListensNowhere);
     }
-    set_capabilities(client, &wanted(&capabilities(client).await?)).await?;
+    set_capabilities(client, &wanted(&known)).await?;
     let uri = format!("unix:{}", socket.display());
     let incoming = words::migrate_incoming { uri: Some(uri.clone()), channels: None, exit_on_error: None };
     client.call(&incoming, ANSWER_WITHIN).await?;
@@ -72,68 +84,63 @@ fn reachable(address: &SocketAddress) -> Option<String> {
 
 /// The `-global` values that set a destination up which listens from its start.
 pub fn globals_for_literal_incoming() -> Vec<String> {
-    vec!["migration.x-events=on".to_owned(), "migration.x-return-path=on".to_owned()]
+    GLOBALS_FOR_LITERAL_INCOMING.map(str::to_owned).to_vec()
 }
 
-/// Sets the source up; gives back how it was.
+/// Sets the source up.
 pub async fn source(
     client: &Client,
-    downtime_limit_ms: u64,
-    max_bandwidth: Option<Rate>,
-) -> Result<Originals, (Option<Originals>, PrepareError)> {
-    let originals = originals(client).await.map_err(|error| (None, error))?;
-    let set = async {
-        set_capabilities(client, &wanted(&originals.capabilities)).await?;
-        client.call(&limits_command(downtime_limit_ms, max_bandwidth)?, ANSWER_WITHIN).await?;
-        Ok(())
-    };
-    match set.await {
-        Ok(()) => Ok(originals),
-        Err(error) => Err((Some(originals), error)),
-    }
+    by: LimitsBy,
+    limits: QemuLimits,
+    originals: &Originals,
+) -> Result<(), PrepareError> {
+    set_capabilities(client, &wanted(&originals.capabilities)).await?;
+    Ok(limits::send(client, by, limits, ANSWER_WITHIN).await?)
 }
 
-async fn originals(client: &Client) -> Result<Originals, PrepareError> {
+/// How the source is set up now.
+pub async fn originals(client: &Client, by: LimitsBy) -> Result<Originals, PrepareError> {
     let (capabilities, parameters) = tokio::try_join!(capabilities(client), async {
         Ok(client.call(&words::query_migrate_parameters {}, ANSWER_WITHIN).await?)
     })?;
-    let parameters =
-        PARAMETERS.iter().filter_map(|&name| Some((name.to_owned(), parameters.get(name)?.clone())));
-    Ok(Originals { capabilities, parameters: parameters.collect() })
+    Ok(Originals { capabilities, limits: original_limits(by, &parameters) })
 }
 
-/// The command that sets both limits; no bandwidth means no bound.
-pub fn limits_command(
-    downtime_limit_ms: u64,
-    max_bandwidth: Option<Rate>,
-) -> Result<words::migrate_set_parameters, PrepareError> {
-    let max_bandwidth = max_bandwidth.map_or(0, Rate::bytes_per_second);
-    parameters_command(json!({ "downtime-limit": downtime_limit_ms, "max-bandwidth": max_bandwidth }))
-}
-
-/// Sets what is given of the limits of a migration that is not this engine's.
-pub async fn set_limits(
-    client: &Client,
-    max_downtime: Option<DowntimeMs>,
-    max_bandwidth: Option<Rate>,
-) -> Result<(), PrepareError> {
-    let mut parameters = Map::new();
-    if let Some(downtime) = max_downtime {
-        parameters.insert("downtime-limit".to_owned(), json!(downtime.milliseconds()));
+fn original_limits(by: LimitsBy, parameters: &Value) -> QemuLimits {
+    let read = |name| parameters.get(name).and_then(Value::as_u64);
+    let (downtime_ms, bytes_per_second) = (read("downtime-limit"), read("max-bandwidth"));
+    match by {
+        LimitsBy::Parameters => QemuLimits { downtime_ms, bytes_per_second },
+        LimitsBy::OldCommands => QemuLimits {
+            downtime_ms: downtime_ms.or(UNTOLD.downtime_ms),
+            bytes_per_second: bytes_per_second.or(UNTOLD.bytes_per_second),
+        },
     }
-    if let Some(rate) = max_bandwidth {
-        parameters.insert("max-bandwidth".to_owned(), json!(rate.bytes_per_second()));
-    }
-    set_parameters(client, parameters).await
 }
 
 /// Sets the source back as it was found. Only what differs is set: QEMU may refuse what it once allowed.
-pub async fn restore(client: &Client, originals: &Originals) -> Result<(), PrepareError> {
+pub async fn restore(client: &Client, by: LimitsBy, originals: &Originals) -> Result<(), PrepareError> {
+    free(client).await;
     let now = capabilities(client).await?;
     let changed: Vec<_> =
         originals.capabilities.iter().filter(|capability| !now.contains(capability)).cloned().collect();
     set_capabilities(client, &changed).await?;
-    set_parameters(client, originals.parameters.clone()).await
+    Ok(limits::send(client, by, originals.limits, ANSWER_WITHIN).await?)
+}
+
+/// Waits until a source takes another migration: one that was cancelled while it connected goes on connecting until its
+/// destination has gone, and says `duplicate yank instance` to the next one meanwhile (run on 10.0). A QEMU before 6.0
+/// knows no `yank`.
+async fn free(client: &Client) {
+    let deadline = tokio::time::Instant::now() + FREE_WITHIN;
+    while client.leg() == Leg::Source && tokio::time::Instant::now() < deadline {
+        match client.call_as::<Vec<words::YankInstance>, _>(&words::query_yank {}, ANSWER_WITHIN).await {
+            Ok(busy) if busy.iter().any(|busy| matches!(busy, words::YankInstance::migration)) => {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+            Ok(_) | Err(_) => return,
+        }
+    }
 }
 
 async fn capabilities(client: &Client) -> Result<Vec<(String, bool)>, PrepareError> {
@@ -161,17 +168,6 @@ async fn set_capabilities(client: &Client, capabilities: &[(String, bool)]) -> R
     Ok(())
 }
 
-async fn set_parameters(client: &Client, parameters: Map<String, Value>) -> Result<(), PrepareError> {
-    if !parameters.is_empty() {
-        client.call(&parameters_command(Value::Object(parameters))?, ANSWER_WITHIN).await?;
-    }
-    Ok(())
-}
-
-fn parameters_command(parameters: Value) -> Result<words::migrate_set_parameters, PrepareError> {
-    serde_json::from_value(parameters).map_err(|_| PrepareError::Words("a parameter"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -187,6 +183,15 @@ mod tests {
         ] {
             assert_eq!(reachable(&inet(host)).as_deref(), Some(uri));
         }
+    }
+
+    #[test]
+    fn a_qemu_that_does_not_tell_its_limits_gets_its_defaults_back() {
+        let told = json!({ "downtime-limit": 70, "max-bandwidth": 0, "compress-level": 1 });
+        let found = QemuLimits { downtime_ms: Some(70), bytes_per_second: Some(0) };
+        assert_eq!(original_limits(LimitsBy::OldCommands, &told), found);
+        assert_eq!(original_limits(LimitsBy::Parameters, &told), found);
+        assert_eq!(original_limits(LimitsBy::OldCommands, &json!({ "compress-level": 1 })), UNTOLD);
     }
 
     #[test]

@@ -3,11 +3,14 @@
 use std::time::Duration;
 
 use crate::check::{Blocker, Intent, blockers};
-use crate::host::{ProcessHandle, ProcessView};
-use crate::migrate::plan::{LostWrites, Mode, Plan};
+use crate::host::{ProcessHandle, ProcessIdentity, ProcessView, runtime_directory, state_directory};
+use crate::migrate::journal;
+use crate::migrate::plan::{Destination, LostWrites, MadeFrom, Mode, Plan};
 use crate::qemu::argv::CommandLine;
+use crate::qemu::template::{Origin, Placeholder, TemplateFile, Values, derive};
 use crate::qemu::{Inventory, Located, locate};
 use crate::qmp::{Address, Client, Deadlines, Events, Leg};
+use crate::record::{LimitsBy, Party};
 
 /// A monitor that is free greets at once; people wait this long for one that is not.
 pub const GREETING_WITHIN: Duration = Duration::from_secs(3);
@@ -23,12 +26,27 @@ pub struct Source {
     pub events: Events,
     /// What it is.
     pub inventory: Inventory,
-    /// How it was started.
+    /// How it is told its limits.
+    pub limits_by: LimitsBy,
+    /// How its twin is to be started: as it was itself, or where and with what a template says.
     pub view: ProcessView,
-    /// Its command line.
+    /// The command line that the twin's is made from.
     pub line: CommandLine,
     /// A hold on its process.
     pub process: ProcessHandle,
+}
+
+impl Source {
+    /// What of it is written into the journal.
+    pub fn as_written_down(&self, party: Party) -> journal::Source {
+        journal::Source {
+            address: self.address.clone(),
+            running: journal::Running::of(&self.process, &self.view),
+            owner: (&self.view.credentials).into(),
+            limits_by: self.limits_by,
+            party,
+        }
+    }
 }
 
 /// Finds the source and everything that stands in the way of moving it. Changes nothing.
@@ -39,10 +57,14 @@ pub async fn survey(plan: &Plan) -> Result<Source, Vec<Blocker>> {
     let Located { address, client, process } = located;
     let events = client.events();
     let inventory = Inventory::take(&client).await.map_err(|error| one(error.into()))?;
-    let found = blockers(&inventory, intent(plan));
-    if !found.is_empty() {
-        return Err(found);
+    if let Some((view, _)) = &process {
+        // First of all: where a migration is open, what the source says of itself leads astray.
+        is_free(view.pid).map_err(one)?;
     }
+    let mut found = blockers(&inventory, intent(plan));
+    let limits_by = inventory.dialect.limits_by(plan.dialect);
+    found.extend(limits_by.err().map(Blocker::from));
+    let (true, Ok(limits_by)) = (found.is_empty(), limits_by) else { return Err(found) };
     let Some((view, line)) = process else {
         return Err(one(Blocker::new(
             "no-process",
@@ -53,7 +75,54 @@ pub async fn survey(plan: &Plan) -> Result<Source, Vec<Blocker>> {
     let process = ProcessHandle::open(view.pid).map_err(|error| {
         one(Blocker::bare("process", format!("process {} cannot be watched: {error}", view.pid)))
     })?;
-    Ok(Source { address, client, events, inventory, view, line, process })
+    let (view, line) = match &plan.destination {
+        Destination::Start { made_from: MadeFrom::Template(file, typed), .. } => {
+            as_template_says(file, typed, &address, view, &line).map_err(one)?
+        }
+        _ => (view, line),
+    };
+    Ok(Source { address, client, events, inventory, limits_by, view, line, process })
+}
+
+/// Whether no migration of this guest is open, by the journals of this user.
+fn is_free(pid: i32) -> Result<(), Blocker> {
+    let process = ProcessIdentity::of(pid)?;
+    Ok(journal::is_free(&state_directory()?, &process)?)
+}
+
+/// The twin's start by a template, with the values that were typed, or else those that the source shows.
+fn as_template_says(
+    file: &TemplateFile,
+    typed: &Values,
+    address: &Address,
+    mut view: ProcessView,
+    line: &CommandLine,
+) -> Result<(ProcessView, CommandLine), Blocker> {
+    let runtime = runtime_directory()?;
+    let derived = derive(Origin { view: &view, line, machine: None, runtime: &runtime });
+    let mut reached = Values::default();
+    if let Some(path) = address.path().and_then(|path| path.to_str()) {
+        reached.set(Placeholder::Qmp, path);
+    }
+    let with = |shown: &Values| file.fill(&typed.or(shown).or(&reached));
+    let mut filled = with(&derived.values)?;
+    if derived.directory_is_known && filled.working_directory != view.working_directory {
+        // The names of the guest count from where they always did.
+        filled = with(&derived.values.from_directory(&view.working_directory))?;
+    }
+    if !filled.working_directory.is_dir() {
+        return Err(Blocker::new(
+            "no-directory",
+            format!("the directory {} is not there", filled.working_directory.display()),
+            "it is the template's; --set dir=DIRECTORY names another, where the template says {dir}",
+        ));
+    }
+    view.working_directory = filled.working_directory;
+    for (name, value) in filled.environment {
+        view.environment.retain(|(other, _)| *other != *name);
+        view.environment.push((name.into(), value.into()));
+    }
+    Ok((view, filled.line))
 }
 
 fn intent(plan: &Plan) -> Intent {

@@ -1,6 +1,5 @@
 //! The thread that listens.
 
-use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -46,13 +45,14 @@ pub struct Observer {
 
 #[derive(Debug, Default)]
 struct Shared {
-    hearts: Mutex<BTreeMap<i32, Heart>>,
+    /// In the order in which they connected: pids wrap.
+    hearts: Mutex<Vec<Heart>>,
     beaten: Condvar,
 }
 
 impl Shared {
     /// A heart is whole after each call on it, so that a panic elsewhere leaves nothing half done.
-    fn hearts(&self) -> MutexGuard<'_, BTreeMap<i32, Heart>> {
+    fn hearts(&self) -> MutexGuard<'_, Vec<Heart>> {
         self.hearts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -78,43 +78,39 @@ impl Observer {
         &self.path
     }
 
-    /// The pids of all QEMUs that ever connected.
+    /// The pids of all QEMUs that ever connected, in the order in which they did.
     pub fn pids(&self) -> Vec<i32> {
-        self.shared.hearts().keys().copied().collect()
+        self.shared.hearts().iter().map(|heart| heart.pid).collect()
     }
 
     /// What was recorded of a QEMU so far.
     pub fn heart(&self, pid: i32) -> Option<Heart> {
-        self.shared.hearts().get(&pid).cloned()
+        find(&self.shared.hearts(), pid).cloned()
     }
 
     /// Forgets a QEMU that is gone: long series of experiments need not remember each of them.
     pub fn forget(&self, pid: i32) {
-        self.shared.hearts().retain(|&known, heart| known != pid || heart.connected);
+        self.shared.hearts().retain(|heart| heart.pid != pid || heart.connected);
     }
 
     /// How the guest went from one QEMU to another.
     pub fn handover(&self, source: i32, destination: i32) -> Result<Handover, NoHandover> {
         let hearts = self.shared.hearts();
-        let find = |pid| hearts.get(&pid).ok_or(NoHandover::NoBeat { pid });
+        let find = |pid| find(&hearts, pid).ok_or(NoHandover::NoBeat { pid });
         handover(find(source)?, find(destination)?)
     }
 
     /// Waits for the first beat of a QEMU, at most so long. A KVM that emulates takes 1.5 s to get there.
     pub fn wait_for_first_beat(&self, pid: i32, most: Duration) -> Option<Beat> {
-        self.wait(most, |hearts| hearts.get(&pid)?.first)
+        self.wait(most, |hearts| find(hearts, pid)?.first)
     }
 
     /// Waits until a QEMU has beaten so often in all, at most so long.
     pub fn wait_for_beats(&self, pid: i32, beats: u64, most: Duration) -> bool {
-        self.wait(most, |hearts| (hearts.get(&pid)?.beats >= beats).then_some(())).is_some()
+        self.wait(most, |hearts| (find(hearts, pid)?.beats >= beats).then_some(())).is_some()
     }
 
-    fn wait<T>(
-        &self,
-        most: Duration,
-        mut ready: impl FnMut(&BTreeMap<i32, Heart>) -> Option<T>,
-    ) -> Option<T> {
+    fn wait<T>(&self, most: Duration, mut ready: impl FnMut(&[Heart]) -> Option<T>) -> Option<T> {
         let start = Instant::now();
         let mut hearts = self.shared.hearts();
         loop {
@@ -145,6 +141,21 @@ struct Ears {
     connections: Vec<Connection>,
     round: u64,
     shared: Arc<Shared>,
+}
+
+/// What was recorded of a QEMU.
+fn find(hearts: &[Heart], pid: i32) -> Option<&Heart> {
+    hearts.iter().find(|heart| heart.pid == pid)
+}
+
+/// The same, and a new heart for one that was not known.
+fn find_or_begin(hearts: &mut Vec<Heart>, pid: i32) -> &mut Heart {
+    let known = hearts.iter().position(|heart| heart.pid == pid);
+    let at = known.unwrap_or_else(|| {
+        hearts.push(Heart::new(pid));
+        hearts.len() - 1
+    });
+    &mut hearts[at]
 }
 
 struct Connection {
@@ -188,7 +199,7 @@ impl Ears {
         }
         let mut hearts = self.shared.hearts();
         for connection in &mut self.connections {
-            let heart = hearts.entry(connection.pid).or_insert_with(|| Heart::new(connection.pid));
+            let heart = find_or_begin(&mut hearts, connection.pid);
             heart.record(self.round, monotonic, wall, &connection.heard);
             connection.heard.clear();
             if !connection.open {
@@ -207,7 +218,7 @@ impl Ears {
                 continue;
             }
             let pid = peer.pid();
-            self.shared.hearts().entry(pid).or_insert_with(|| Heart::new(pid)).connected = true;
+            find_or_begin(&mut self.shared.hearts(), pid).connected = true;
             self.connections.push(Connection { pid, stream, heard: Vec::new(), open: true });
         }
     }

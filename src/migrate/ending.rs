@@ -1,0 +1,267 @@
+//! All that is left to bring to an end once the driver is through: the guest is made sure of, settings go back, what is
+//! not needed any more goes away, and what is left of it is told.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::driver::Conclusion;
+use super::history::History;
+use super::outcome::{self, Left};
+use super::phase::{Phase, Rest};
+use super::plan::SourceAfter;
+use super::side::{Contact, Side};
+use super::step::destination::{self, StartedBy};
+use super::step::finish::{self, QuitError};
+use super::step::prepare::{self, Originals};
+use crate::host::{Credentials, PrivateDirectory};
+use crate::qemu::rewrite::Rename;
+use crate::qemu::twin;
+use crate::qmp::Client;
+use crate::qmp::words::RunState;
+use crate::record::{LimitsBy, MayRun, Moved, Observed, Outcome};
+
+/// What became of a guest that arrived and did not stay.
+const DIED_THERE: &str = "it ran on the destination, and then the destination's process ended";
+/// A QEMU that shuts its machine down has ended within this.
+pub(super) const LAST_BREATH: Duration = Duration::from_secs(5);
+/// A destination that cannot take the guest has said why and ended within this.
+const LAST_WORDS_WITHIN: Duration = Duration::from_secs(1);
+
+/// An outcome, and whether the destination still needs the migration's directory.
+struct Arrival {
+    outcome: Outcome,
+    keeps_directory: bool,
+}
+
+impl From<Outcome> for Arrival {
+    fn from(outcome: Outcome) -> Self {
+        Self { outcome, keeps_directory: false }
+    }
+}
+
+/// Sets a QEMU's settings back; what does not work is told.
+pub(super) async fn restore(client: &Client, by: LimitsBy, originals: &Originals, history: &mut History) {
+    if let Err(error) = prepare::restore(client, by, originals).await {
+        history.warn(
+            "not-restored",
+            format!("the source's migration settings could not be set back: {error}"),
+            None,
+        );
+    }
+}
+
+/// All that is left to bring to an end.
+pub(super) struct Ending {
+    pub(super) source: Side,
+    pub(super) destination: Side,
+    /// What becomes of the source once the guest runs elsewhere.
+    pub(super) source_after: SourceAfter,
+    pub(super) started_by: StartedBy,
+    /// The migration's own directory.
+    pub(super) directory: PrivateDirectory,
+    /// What was made beside the user's own files.
+    pub(super) directories: Vec<PrivateDirectory>,
+    pub(super) renames: Vec<Rename>,
+    /// Whom the source belongs to.
+    pub(super) owner: Credentials,
+    pub(super) moved: Vec<Moved>,
+    pub(super) log: Option<PathBuf>,
+    pub(super) originals: Originals,
+}
+
+impl Ending {
+    /// Brings it to an end, whichever it is.
+    pub(super) async fn conclude(
+        self,
+        conclusion: &Conclusion,
+        history: &mut History,
+        observed: &mut (dyn FnMut() -> Observed + Send),
+    ) -> Outcome {
+        let directory = self.directory.clone();
+        let arrival = match conclusion.phase {
+            Phase::Arrived(rest) => self.arrived(conclusion, rest, history, observed).await,
+            Phase::Back(rest) => self.back(conclusion, rest, history).await.into(),
+            Phase::Lost => self.lost(conclusion, history).await.into(),
+            _ => self.undecided(conclusion, history).await,
+        };
+        if !arrival.keeps_directory {
+            twin::remove(std::slice::from_ref(&directory));
+        }
+        arrival.outcome
+    }
+
+    /// The guest is on the destination. First it is made sure of, then the source goes, then its names are taken over.
+    async fn arrived(
+        mut self,
+        conclusion: &Conclusion,
+        rest: Rest,
+        history: &mut History,
+        observed: &mut (dyn FnMut() -> Observed + Send),
+    ) -> Arrival {
+        let mut remainder = Vec::new();
+        let mut over = finish::over(&self.source.client, &self.source.process).await;
+        if over.is_err() && self.source.client.is_closed() {
+            // The connection broke under the question; the next one is asked on another.
+            self.source.heal().await;
+            over = finish::over(&self.source.client, &self.source.process).await;
+        }
+        let figures = finish::figures(&self.source.client).await;
+        let mut verified = self.verify(rest).await;
+        if matches!(verified, Verified::Unknown(_)) && self.destination.client.is_closed() {
+            self.destination.heal().await;
+            verified = self.verify(rest).await;
+        }
+        if !matches!(verified, Verified::Lost(_)) {
+            restore(&self.destination.client, self.destination.limits_by, &self.originals, history).await;
+        }
+        let moved = self.end_source(over, &verified, &mut remainder).await;
+        let blackout = outcome::blackout(conclusion, rest, figures.as_ref(), observed());
+        let has_ended = self.destination.process.has_ended();
+        let keeps_directory = !has_ended && self.uses(self.directory.path(), &moved, history);
+        if moved.is_empty() || has_ended {
+            twin::remove(&self.directories);
+        }
+        let outcome = match verified {
+            Verified::Lost(why) => outcome::lost(conclusion, &why, self.left()),
+            _ if has_ended => outcome::lost(conclusion, DIED_THERE, self.left()),
+            _ => outcome::moved(rest, &self.destination, blackout, figures.as_ref(), moved, &remainder),
+        };
+        Arrival { outcome, keeps_directory }
+    }
+
+    /// Ends the source, if that is wanted and the guest is well, and gives the guest its names; what has another name
+    /// now is told, and what did not work is added to the remainder.
+    async fn end_source(
+        &mut self,
+        over: Result<(), QuitError>,
+        verified: &Verified,
+        remainder: &mut Vec<String>,
+    ) -> Vec<Moved> {
+        let kept = || finish::kept_names(&self.renames);
+        let mut names = match (self.source_after, verified, over) {
+            (_, Verified::Lost(_), _) | (SourceAfter::Keep, _, Ok(())) => kept(),
+            (_, _, Err(error)) => {
+                remainder.push(error.to_string());
+                kept()
+            }
+            (SourceAfter::Quit, Verified::Unknown(why), Ok(())) => {
+                remainder.push(format!("{why}, so that the source was not ended"));
+                kept()
+            }
+            (SourceAfter::Quit, Verified::Well, Ok(())) => {
+                match finish::quit(&self.source.client, &self.source.process).await {
+                    Ok(()) => finish::take_names(&self.renames, &self.owner),
+                    Err(error) => {
+                        remainder.push(error.to_string());
+                        kept()
+                    }
+                }
+            }
+        };
+        for (rename, error) in names.failures {
+            let (what, public) = (rename.what, rename.public.display());
+            remainder.push(format!("{what} could not be given its name {public}: {error}"));
+        }
+        names.moved.append(&mut self.moved);
+        names.moved
+    }
+
+    /// Whether the destination still has something in the migration's directory.
+    fn uses(&self, directory: &Path, moved: &[Moved], history: &History) -> bool {
+        self.destination.address.path().is_some_and(|path| path.starts_with(directory))
+            || moved.iter().any(|moved| Path::new(&moved.to).starts_with(directory))
+            || history.record().warnings.iter().any(|warning| warning.code == "console")
+    }
+
+    /// Whether the guest does what it should where it has arrived.
+    async fn verify(&self, rest: Rest) -> Verified {
+        let died = || Verified::Lost(DIED_THERE.to_owned());
+        if self.destination.process.has_ended() {
+            return died();
+        }
+        match (finish::state(&self.destination.client).await, rest) {
+            (Ok(RunState::InternalError | RunState::GuestPanicked), Rest::Running) => {
+                Verified::Lost("it arrived and then crashed on the destination".to_owned())
+            }
+            // A guest that somebody pauses right after its arrival has arrived.
+            (Ok(_), _) => Verified::Well,
+            // A process on its way out closes its monitor first.
+            (Err(_), _) if self.destination.process.ended_within(LAST_BREATH).await => died(),
+            (Err(error), _) => Verified::Unknown(error.to_string()),
+        }
+    }
+
+    /// The guest is on its source, as it was.
+    async fn back(self, conclusion: &Conclusion, rest: Rest, history: &mut History) -> Outcome {
+        let may_blame_it = conclusion.may_blame_destination();
+        if may_blame_it && self.started_by == StartedBy::Engine {
+            // One that could not take the guest says why and ends by itself, a moment after its source has failed.
+            self.destination.process.ended_within(LAST_WORDS_WITHIN).await;
+        }
+        self.clear_destination().await;
+        let state = finish::state(&self.source.client).await.ok();
+        // A machine that is being shut down ends its migration first.
+        let is_ending = state.is_none() || conclusion.shutdown.is_some();
+        if is_ending && self.source.process.ended_within(LAST_BREATH).await {
+            return outcome::lost(conclusion, "the source's process has ended", Left::Disks);
+        }
+        restore(&self.source.client, self.source.limits_by, &self.originals, history).await;
+        let words = self.last_words().filter(|_| may_blame_it);
+        outcome::back(conclusion, rest, state.as_ref(), words.as_deref())
+    }
+
+    /// Neither side has the guest, or at most as it was at the switch.
+    async fn lost(self, conclusion: &Conclusion, history: &mut History) -> Outcome {
+        self.clear_destination().await;
+        let left = self.left();
+        if left == Left::Source {
+            restore(&self.source.client, self.source.limits_by, &self.originals, history).await;
+        }
+        outcome::lost(conclusion, conclusion.reason.as_deref().unwrap_or("both sides have ended"), left)
+    }
+
+    /// What there is of a guest that was lost after it had arrived.
+    fn left(&self) -> Left {
+        if self.source.process.has_ended() { Left::Disks } else { Left::Source }
+    }
+
+    /// Where the guest is cannot be told. What may run it is left alone; what certainly may not is ended.
+    async fn undecided(self, conclusion: &Conclusion, history: &mut History) -> Arrival {
+        let keeps_directory =
+            conclusion.phase.may_run() == MayRun::Destination && !self.destination.process.has_ended();
+        if !keeps_directory {
+            self.clear_destination().await;
+        }
+        if self.source.contact == Contact::Heard {
+            restore(&self.source.client, self.source.limits_by, &self.originals, history).await;
+        }
+        let id = history.record().id.clone();
+        let outcome = outcome::undecided(conclusion, &self.source, &self.destination, &id);
+        Arrival { outcome, keeps_directory }
+    }
+
+    /// Ends the destination for certain, unless it is the user's: that one has failed its incoming stream, or was ended
+    /// by the driver where it had to be.
+    async fn clear_destination(&self) {
+        if self.started_by == StartedBy::Engine {
+            destination::end(&self.destination.process).await;
+        }
+        twin::remove(&self.directories);
+    }
+
+    /// What a destination that failed had to say.
+    fn last_words(&self) -> Option<String> {
+        let words = twin::last_words(self.log.as_deref()?);
+        (words != "nothing").then_some(words)
+    }
+}
+
+/// What became of a guest that has arrived.
+enum Verified {
+    /// It does what it should.
+    Well,
+    /// It cannot be told.
+    Unknown(String),
+    /// It is gone.
+    Lost(String),
+}

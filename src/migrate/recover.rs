@@ -1,0 +1,182 @@
+//! Brings a migration to its end whose engine has ended before it.
+//!
+//! | the journal's last word | what is done |
+//! |---|---|
+//! | before `migrate` was about to be sent | undone: the destination is ended, the source's settings go back |
+//! | streaming, switchover, both completed | taken up: the stream runs in QEMU, and is decided on as before |
+//! | `cont` was about to be sent | finished: the destination is asked, and told to run again if it stands still |
+//! | on the way back | gone on with |
+//! | arrived, back, lost | what was left to be done is done |
+//! | undecided | tried again from the phase before; lost, where the destination was told to run it and has ended |
+//!
+//! All of it can be done again: a recovery that is itself killed leaves the same journal, and the next one goes on.
+//!
+//! A journal is input: a process is ended only if number, start, user and executable are those that were written down,
+//! or if it is a QEMU of the source's user that has this migration's id on its command line; a directory is removed
+//! only if it is called as this migration's are.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::driver::Driver;
+use super::ending::{Ending, restore};
+use super::engine::{Services, end};
+use super::journal::{Destination, Source, Story};
+use super::outcome;
+use super::phase::Phase;
+use super::plan::Limits;
+use super::side::{Contact, Side};
+use super::step::destination::{StartedBy, end as end_process};
+use super::step::finish::state;
+use super::step::prepare::Originals;
+use crate::host::{Credentials, PrivateDirectory, ProcessHandle, ProcessView, processes, runtime_directory};
+use crate::qemu::argv::CommandLine;
+use crate::qemu::rewrite::private_directory_name;
+use crate::qemu::twin;
+use crate::qmp::{Address, Client, Deadlines, Leg};
+use crate::record::{Entry, LimitsBy, MayRun, Outcome};
+
+/// A source may be in the last copy, in which it greets nobody.
+const GREETING_WITHIN: Duration = Duration::from_secs(10);
+
+/// Brings it to its end.
+pub async fn recover(story: Story, mut services: Services<'_>) -> Outcome {
+    if let Some(outcome) = story.outcome {
+        // Its engine ended as it told its end.
+        services.history.add(Entry::Result(Box::new(outcome.clone())));
+        return outcome;
+    }
+    let outcome = match story.source.clone() {
+        Some(source) => mend(story, &source, &mut services).await,
+        // The engine ended before it had made anything.
+        None => outcome::untouched(),
+    };
+    end(outcome, services.history, services.journal)
+}
+
+async fn mend(story: Story, source: &Source, services: &mut Services<'_>) -> Outcome {
+    services.history.add(Entry::Source(source.party.clone()));
+    let from = reach(Leg::Source, &source.address, source.running.find(), source.limits_by).await;
+    let phase = story.last_open_phase();
+    let parts = (story.started.clone(), story.originals.clone(), story.destination.clone());
+    let (Some(phase), (Some((running, limits_by)), Some(originals), Some(made))) = (phase, parts) else {
+        return undo(&story, source, &from, services).await;
+    };
+    let to = reach(Leg::Destination, &name_now(&made), running.find(), limits_by).await;
+    let sides = (from, to);
+    go_on(&story, source, made, originals, sides, phase, services).await
+}
+
+/// Takes the migration up where it stands, and brings it to its end as its own engine would have.
+async fn go_on(
+    story: &Story,
+    source: &Source,
+    made: Destination,
+    originals: Originals,
+    sides: (Side, Side),
+    phase: Phase,
+    services: &mut Services<'_>,
+) -> Outcome {
+    let Services { history, orders, journal, observed } = services;
+    let limits = Limits::of(&story.begun.request);
+    let driver = Driver::new(sides, phase, limits, history, orders, *journal);
+    let (mut conclusion, from, to) = driver.resume().await;
+    if conclusion.phase == Phase::Undecided(MayRun::Destination) && to.process.has_ended() {
+        // It may have run there, and nobody will ever know more.
+        conclusion.phase = Phase::Lost;
+    }
+    let owner = Credentials::from(&source.owner);
+    let ending = Ending {
+        source: from,
+        destination: to,
+        source_after: story.begun.source_after,
+        started_by: made.started_by,
+        directory: own_directory(story, &owner),
+        directories: directories(story, &made, &owner),
+        // What has its name already needs no other.
+        renames: made.renames.into_iter().filter(|rename| rename.temporary.exists()).collect(),
+        owner,
+        moved: made.moved,
+        log: made.log,
+        originals,
+    };
+    ending.conclude(&conclusion, history, *observed).await
+}
+
+/// Takes back what was done before the stream.
+async fn undo(story: &Story, source: &Source, from: &Side, services: &mut Services<'_>) -> Outcome {
+    let owner = Credentials::from(&source.owner);
+    for process in started_for(story, &owner) {
+        end_process(&process).await;
+    }
+    if let Some(made) = &story.destination {
+        twin::remove(&directories(story, made, &owner));
+    }
+    twin::remove(&[own_directory(story, &owner)]);
+    if from.process.has_ended() {
+        return outcome::undone_without_source();
+    }
+    if let Some(originals) = &story.originals {
+        restore(&from.client, from.limits_by, originals, services.history).await;
+    }
+    outcome::undone(state(&from.client).await.ok().as_ref())
+}
+
+/// A side as it was written down; one that has ended, or that cannot be reached, finds out as it is spoken to.
+async fn reach(leg: Leg, address: &Address, process: ProcessHandle, limits_by: LimitsBy) -> Side {
+    let connected = if process.has_ended() {
+        None
+    } else {
+        Client::connect(address, leg, Deadlines { connect: GREETING_WITHIN }).await.ok()
+    };
+    let is_it = |client: &Client| client.peer_pid().is_none_or(|peer| peer == process.pid());
+    let client = connected.filter(is_it).unwrap_or_else(|| Client::unconnected(leg));
+    let events = client.events();
+    Side { leg, address: address.clone(), client, events, process, limits_by, contact: Contact::Heard }
+}
+
+/// Where the destination's monitor is: at its own name, or at the source's if that was taken over already.
+fn name_now(made: &Destination) -> Address {
+    let path = made.address.path();
+    let taken = made.renames.iter().find(|rename| {
+        path == Some(rename.temporary.as_path()) && !rename.temporary.exists() && rename.public.exists()
+    });
+    taken.and_then(|rename| Address::unix(rename.public.clone()).ok()).unwrap_or_else(|| made.address.clone())
+}
+
+/// The processes that were started for this migration: the one written down, or what carries its id.
+fn started_for(story: &Story, owner: &Credentials) -> Vec<ProcessHandle> {
+    let Some(made) = story.destination.as_ref().filter(|made| made.started_by == StartedBy::Engine) else {
+        return Vec::new();
+    };
+    if let Some((running, _)) = &story.started {
+        return vec![running.find()];
+    }
+    let places: Vec<&Path> =
+        made.directories.iter().map(PathBuf::as_path).chain([story.begun.directory.as_path()]).collect();
+    let carries = |view: &ProcessView| {
+        let names_it = view.arguments.iter().any(|word| {
+            places.iter().any(|place| word.to_string_lossy().contains(&*place.to_string_lossy()))
+        });
+        names_it && view.credentials.user == owner.user && CommandLine::parse(&view.arguments).is_ok()
+    };
+    let held = |pid: i32| {
+        // First the hold, then the look: what is read after it belongs to the process held.
+        let process = ProcessHandle::open(pid).ok()?;
+        ProcessView::read(pid).is_ok_and(|view| carries(&view)).then_some(process)
+    };
+    processes().into_iter().filter_map(held).collect()
+}
+
+fn own_directory(story: &Story, owner: &Credentials) -> PrivateDirectory {
+    let runtime = runtime_directory().unwrap_or_default();
+    PrivateDirectory::of_another_engine(runtime.join(story.begun.id.as_str()), owner.clone())
+}
+
+/// The directories beside the user's own files, of those written down that are called as this migration's are.
+fn directories(story: &Story, made: &Destination, owner: &Credentials) -> Vec<PrivateDirectory> {
+    let name = private_directory_name(&story.begun.id);
+    let is_ours = |path: &&PathBuf| path.file_name().is_some_and(|own| *own == *name) && !path.is_symlink();
+    let known = |path: &PathBuf| PrivateDirectory::of_another_engine(path.clone(), owner.clone());
+    made.directories.iter().filter(is_ours).map(known).collect()
+}

@@ -1,0 +1,175 @@
+//! Starts a QEMU only to ask it: no machine, no guest, and nothing is left of it.
+//!
+//! The monitor is a socket of ours to which QEMU connects, so that nothing has to be looked for again and again.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::time::Duration;
+
+use qapi_qmp as words;
+use tokio::net::{UnixListener, UnixStream};
+
+use crate::host::{Credentials, DirectoryError, Launch, PrivateDirectory, ProcessHandle, end, launch};
+use crate::qemu::twin::last_words;
+use crate::qmp::{Client, ConnectError, Deadlines, Leg};
+
+/// A QEMU without a machine is there within 0.1 s; on a machine under load it may take seconds.
+const START_WITHIN: Duration = Duration::from_secs(20);
+/// One that gives up closes its monitor first; it is gone within this.
+const LAST_BREATH: Duration = Duration::from_secs(1);
+/// One that has nothing to save ends at once.
+const QUIT_WITHIN: Duration = Duration::from_secs(5);
+
+/// A QEMU cannot be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// A directory for it cannot be made.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// Its monitor has no place.
+    #[error("no socket can be made at {}", path.display())]
+    Listen {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The program cannot be started.
+    #[error("{} cannot be started", qemu.display())]
+    Launch {
+        /// The program.
+        qemu: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It ended before it could be asked.
+    #[error("{} ended as it started; it said: {words}", qemu.display())]
+    Died {
+        /// The program.
+        qemu: PathBuf,
+        /// What it wrote.
+        words: String,
+    },
+    /// It runs and opens no monitor.
+    #[error("{} opened no monitor within {} s", qemu.display(), START_WITHIN.as_secs())]
+    NoMonitor {
+        /// The program.
+        qemu: PathBuf,
+    },
+    /// What it opened is no monitor.
+    #[error("{} opened a monitor that cannot be spoken to", qemu.display())]
+    Connect {
+        /// The program.
+        qemu: PathBuf,
+        /// Why.
+        #[source]
+        source: ConnectError,
+    },
+}
+
+/// A QEMU that waits for questions. It ends with this value.
+#[derive(Debug)]
+pub struct Probe {
+    // Dropped in this order: the process ends before its directory goes.
+    client: Client,
+    process: Started,
+    _directory: Removed,
+}
+
+impl Probe {
+    /// Starts one, in a directory that is made for it.
+    pub async fn start(qemu: &Path, directory: PathBuf) -> Result<Self, ProbeError> {
+        let failed = |source| ProbeError::Launch { qemu: qemu.to_owned(), source };
+        let credentials = Credentials::own().map_err(|error| failed(error.into()))?;
+        let directory = Removed(PrivateDirectory::create(directory, &credentials)?);
+        let (socket, log) = (directory.0.path().join("qmp"), directory.0.path().join("log"));
+        let listener = UnixListener::bind(&socket)
+            .map_err(|source| ProbeError::Listen { path: socket.clone(), source })?;
+        // It starts in its directory, from which a relative path names something else.
+        let program = std::path::absolute(qemu).map_err(failed)?;
+        let mut command = vec![program.into_os_string()];
+        let options =
+            ["-machine", "none", "-nodefaults", "-no-user-config", "-display", "none", "-S", "-qmp"];
+        command.extend(options.map(Into::into));
+        command.push(format!("unix:{}", socket.display()).into());
+        let child = launch(&Launch {
+            command,
+            environment: std::env::vars_os().collect(),
+            working_directory: directory.0.path().to_owned(),
+            credentials,
+            log: log.clone(),
+        })
+        .map_err(failed)?;
+        let process = Started::hold(child).map_err(failed)?;
+        let died = || ProbeError::Died { qemu: qemu.to_owned(), words: last_words(&log) };
+        let stream = tokio::select! {
+            accepted = listener.accept() => accepted.map_err(failed)?.0,
+            () = process.handle.ended() => return Err(died()),
+            () = tokio::time::sleep(START_WITHIN) => return Err(ProbeError::NoMonitor { qemu: qemu.to_owned() }),
+        };
+        match speak(stream).await {
+            Ok(client) => Ok(Self { client, process, _directory: directory }),
+            Err(_) if process.handle.ended_within(LAST_BREATH).await => Err(died()),
+            Err(source) => Err(ProbeError::Connect { qemu: qemu.to_owned(), source }),
+        }
+    }
+}
+
+impl Probe {
+    /// The connection.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Ends it as it likes to end; one that does not is killed.
+    pub async fn end(self) {
+        // It may close the connection before its answer is read.
+        let _ = self.client.call(&words::quit {}, QUIT_WITHIN).await;
+        self.process.handle.ended_within(QUIT_WITHIN).await;
+    }
+}
+
+async fn speak(stream: UnixStream) -> Result<Client, ConnectError> {
+    Client::over(stream, Leg::Source, Deadlines { connect: START_WITHIN }, None).await
+}
+
+/// A process that ends with this value.
+#[derive(Debug)]
+struct Started {
+    child: Child,
+    handle: ProcessHandle,
+}
+
+impl Started {
+    fn hold(mut child: Child) -> io::Result<Self> {
+        let handle = i32::try_from(child.id()).map_err(io::Error::other).and_then(ProcessHandle::open);
+        match handle {
+            Ok(handle) => Ok(Self { child, handle }),
+            Err(error) => {
+                end(&mut child);
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        end(&mut self.child);
+    }
+}
+
+/// A directory that goes with this value.
+#[derive(Debug)]
+struct Removed(PrivateDirectory);
+
+impl Drop for Removed {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.remove() {
+            tracing::warn!(directory = %self.0.path().display(), %error, "not removed");
+        }
+    }
+}

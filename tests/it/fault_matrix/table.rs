@@ -1,0 +1,282 @@
+//! Which end each fault has at each moment: what is promised, not what was seen.
+
+use std::fmt;
+
+/// When a fault strikes: where the engine is held meanwhile. The QEMUs go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Moment {
+    /// The destination is there and waits; nothing has been set.
+    Destination,
+    /// Both sides are set up; `migrate` has not been sent.
+    Prepared,
+    /// Memory is sent.
+    Streaming,
+    /// The source sends the rest: for as long as the fault is made the destination is stopped, so that it cannot end.
+    Switchover,
+    /// Both have completed; the destination is about to be asked for a sign of life.
+    Armed,
+    /// `cont` is about to be sent: the point of no return, decided.
+    Committed,
+    /// The destination runs the guest.
+    Arrived,
+}
+
+impl Moment {
+    pub(super) const ALL: [Self; 7] = [
+        Self::Destination,
+        Self::Prepared,
+        Self::Streaming,
+        Self::Switchover,
+        Self::Armed,
+        Self::Committed,
+        Self::Arrived,
+    ];
+
+    /// The engine's hold point.
+    pub(super) fn hold(self) -> &'static str {
+        match self {
+            Self::Destination => "destination",
+            Self::Prepared => "prepared",
+            Self::Streaming => "streaming",
+            Self::Switchover => "switchover",
+            Self::Armed => "armed",
+            Self::Committed => "committed",
+            Self::Arrived => "arrived",
+        }
+    }
+}
+
+/// What goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Fault {
+    /// SIGKILL to the destination.
+    DestinationKilled,
+    /// SIGSTOP to the destination, for good; whatever is left of it goes on after the engine's end.
+    DestinationStopped,
+    /// The destination has other devices, or less memory.
+    DestinationRefuses,
+    /// A third process locks the guest's writable disk, for six seconds: the destination cannot take it over.
+    DiskLocked,
+    /// SIGKILL to the source.
+    SourceKilled,
+    /// The source's main loop hangs for 3.5 s: it writes to a pipe that nobody reads.
+    SourceHung,
+    /// SIGSTOP to the source, for 3.5 s.
+    SourceStopped,
+    /// SIGTERM to the engine.
+    Sigterm,
+    /// SIGINT to the engine.
+    Sigint,
+    /// The stream is broken: another client's `yank`.
+    StreamCut,
+    /// The engine's connection to the source's monitor is broken; the monitor is free.
+    SourceControlCut,
+    /// The same, and somebody else takes the monitor.
+    SourceControlTaken,
+    /// The engine's connection to the destination's monitor is broken; the monitor is free.
+    DestinationControlCut,
+    /// The guest resets (`system_reset` on the source).
+    GuestResets,
+    /// The guest's machine goes away (`quit` on the source).
+    GuestQuits,
+    /// Another client stops the guest on the source.
+    SomebodyStops,
+    /// Another client cancels the migration.
+    SomebodyCancels,
+    /// Another client changes the limits.
+    SomebodySetsLimits,
+}
+
+/// How a migration ends, and where the guest then is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// Exit 2: nothing was changed, the guest runs on its source.
+    Refused,
+    /// Exit 1: the guest runs on its source.
+    Back,
+    /// Exit 0: the guest runs on the destination, and the source has gone.
+    There,
+    /// Exit 0: the guest stands still on the destination, and the source has gone.
+    TherePaused,
+    /// Exit 5: the guest runs on the destination, and the source could not be ended.
+    Remainder,
+    /// Exit 4: the guest is gone.
+    Lost,
+    /// Exit 3: the engine cannot tell; in truth it is here.
+    Undecided(Where),
+}
+
+/// Where a guest is of which the engine cannot tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Where {
+    /// It runs on the source.
+    Source,
+    /// It runs on the destination, or stands still there and must be continued.
+    Destination,
+    /// It stands still on the source, which somebody must continue.
+    Nowhere,
+}
+
+impl End {
+    pub(super) fn exit_code(self) -> i32 {
+        match self {
+            Self::There | Self::TherePaused => 0,
+            Self::Back => 1,
+            Self::Refused => 2,
+            Self::Undecided(_) => 3,
+            Self::Lost => 4,
+            Self::Remainder => 5,
+        }
+    }
+
+    /// What the record says of the guest.
+    pub(super) fn guest(self) -> &'static [&'static str] {
+        match self {
+            Self::Refused => &["unchanged"],
+            Self::Back => &["running_on_source", "unchanged"],
+            Self::There | Self::Remainder => &["running_on_destination"],
+            Self::TherePaused => &["paused_on_destination"],
+            Self::Lost => &["lost"],
+            Self::Undecided(_) => &["unknown"],
+        }
+    }
+}
+
+/// One cell.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Expected {
+    /// One of these ends. More than one where the fault and the end of the switchover race, which nobody decides.
+    Ends(&'static [End]),
+    /// It makes no sense, because.
+    Senseless(&'static str),
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.pad(match self {
+            Self::Refused => "refused",
+            Self::Back => "back",
+            Self::There => "there",
+            Self::TherePaused => "there, paused",
+            Self::Remainder => "there, rest",
+            Self::Lost => "lost",
+            Self::Undecided(_) => "undecided",
+        })
+    }
+}
+
+const REFUSED: Expected = Expected::Ends(&[End::Refused]);
+const BACK: Expected = Expected::Ends(&[End::Back]);
+const THERE: Expected = Expected::Ends(&[End::There]);
+const THERE_PAUSED: Expected = Expected::Ends(&[End::TherePaused]);
+const REMAINDER: Expected = Expected::Ends(&[End::Remainder]);
+const LOST: Expected = Expected::Ends(&[End::Lost]);
+/// What is asked for in the blackout is answered after it, or breaks it off.
+const BACK_OR_THERE: Expected = Expected::Ends(&[End::Back, End::There]);
+/// Whether `cont` was certainly not sent depends on when the engine sees that the connection has ended.
+const BACK_OR_OPEN: Expected = Expected::Ends(&[End::Back, End::Undecided(Where::Nowhere)]);
+/// A connection that breaks under the very last question is not made anew: the rest is told.
+const THERE_OR_REST: Expected = Expected::Ends(&[End::There, End::Remainder]);
+const NO_STREAM: Expected = Expected::Senseless("there is no stream to cut");
+const AT_LOAD_ONLY: Expected = Expected::Senseless("a destination refuses what it is sent, and nothing else");
+
+/// A row: one fault at each moment.
+const TABLE: [(Fault, [Expected; 7]); 18] = [
+    (Fault::DestinationKilled, [REFUSED, BACK, BACK, BACK, BACK, BACK_OR_OPEN, LOST]),
+    (
+        Fault::DestinationStopped,
+        [
+            REFUSED,
+            BACK,
+            BACK,
+            BACK,
+            BACK,
+            // `cont` is in its socket.
+            Expected::Ends(&[End::Undecided(Where::Destination)]),
+            REMAINDER,
+        ],
+    ),
+    (
+        Fault::DestinationRefuses,
+        // Less memory is refused at once, a missing device at the end.
+        [AT_LOAD_ONLY, AT_LOAD_ONLY, BACK, BACK, AT_LOAD_ONLY, AT_LOAD_ONLY, AT_LOAD_ONLY],
+    ),
+    // Only `cont` takes the disk: before it the lock strikes there, after it nowhere.
+    (Fault::DiskLocked, [BACK, BACK, BACK, BACK, BACK, BACK, THERE]),
+    (Fault::SourceKilled, [LOST, LOST, LOST, Expected::Ends(&[End::Lost, End::There]), THERE, THERE, THERE]),
+    // 3.5 s are less than an answer is waited for before the stream runs, and more than a blackout may last.
+    (Fault::SourceHung, [THERE, THERE, BACK, BACK_OR_THERE, THERE, THERE, THERE]),
+    (Fault::SourceStopped, [THERE, THERE, BACK, BACK_OR_THERE, THERE, THERE, THERE]),
+    (Fault::Sigterm, [BACK, BACK, BACK, BACK, BACK, THERE, THERE]),
+    (Fault::Sigint, [BACK, BACK, BACK, BACK, BACK, THERE, THERE]),
+    (Fault::StreamCut, [NO_STREAM, NO_STREAM, BACK, BACK, NO_STREAM, NO_STREAM, NO_STREAM]),
+    (Fault::SourceControlCut, [REFUSED, BACK_OR_THERE, THERE, THERE, THERE, THERE, THERE_OR_REST]),
+    (
+        Fault::SourceControlTaken,
+        [
+            REFUSED,
+            Expected::Ends(&[End::Undecided(Where::Source)]),
+            Expected::Ends(&[End::Undecided(Where::Source)]),
+            // The source may have completed, and must not run again before the destination has ended.
+            Expected::Ends(&[End::Undecided(Where::Source), End::Undecided(Where::Nowhere), End::Remainder]),
+            REMAINDER,
+            REMAINDER,
+            REMAINDER,
+        ],
+    ),
+    // A `cont` that was certainly not sent is none; on a connection made anew it is sent again.
+    (Fault::DestinationControlCut, [REFUSED, BACK, BACK, BACK, BACK, BACK_OR_THERE, THERE_OR_REST]),
+    (Fault::GuestResets, [THERE, THERE, THERE, THERE, THERE, THERE, THERE]),
+    (
+        Fault::GuestQuits,
+        [LOST, LOST, LOST, Expected::Ends(&[End::Lost, End::There, End::Back]), THERE, THERE, THERE],
+    ),
+    (Fault::SomebodyStops, [THERE_PAUSED, THERE_PAUSED, THERE_PAUSED, THERE, THERE, THERE, THERE]),
+    (Fault::SomebodyCancels, [THERE, THERE, BACK, BACK_OR_THERE, THERE, THERE, THERE]),
+    (Fault::SomebodySetsLimits, [THERE, THERE, THERE, THERE, THERE, THERE, THERE]),
+];
+
+/// Faults that this matrix cannot make yet, and why.
+pub(super) const NOT_YET: [(&str, &str); 3] = [
+    ("the engine is killed -9", "what it leaves is for `recover` to settle"),
+    (
+        "the state directory is full or read-only",
+        "nothing of a migration's course is written there before its end",
+    ),
+    ("the guest panics", "the embedded guest has no device to panic by"),
+];
+
+/// What also runs on the oldest and the newest QEMU, each time.
+pub(super) const DECISIVE: [(Fault, Moment); 16] = [
+    (Fault::DestinationKilled, Moment::Streaming),
+    (Fault::DestinationKilled, Moment::Armed),
+    (Fault::DestinationKilled, Moment::Arrived),
+    (Fault::DestinationStopped, Moment::Switchover),
+    (Fault::DestinationStopped, Moment::Armed),
+    (Fault::DestinationRefuses, Moment::Switchover),
+    (Fault::DiskLocked, Moment::Armed),
+    (Fault::SourceKilled, Moment::Streaming),
+    (Fault::SourceKilled, Moment::Armed),
+    (Fault::SourceHung, Moment::Streaming),
+    (Fault::Sigterm, Moment::Switchover),
+    (Fault::Sigterm, Moment::Armed),
+    (Fault::StreamCut, Moment::Streaming),
+    (Fault::SourceControlCut, Moment::Streaming),
+    (Fault::SomebodyStops, Moment::Streaming),
+    (Fault::SomebodyCancels, Moment::Streaming),
+];
+
+/// The table, cell by cell. A guest that is not moved live stands still while it is sent, which a `stop` does not change.
+pub(super) fn expected(non_live: bool) -> impl Iterator<Item = (Fault, Moment, Expected)> {
+    let cells = |(fault, row): (Fault, [Expected; 7])| {
+        Moment::ALL.into_iter().zip(row).map(move |(moment, expected)| (fault, moment, expected))
+    };
+    TABLE.into_iter().flat_map(cells).map(move |(fault, moment, expected)| match (fault, moment) {
+        (Fault::SomebodyStops, Moment::Streaming) if non_live => (fault, moment, THERE),
+        // A guest that was stopped for the move, and cannot be told to go on: the text says so.
+        (Fault::SourceControlTaken, Moment::Prepared | Moment::Streaming) if non_live => {
+            (fault, moment, Expected::Ends(&[End::Undecided(Where::Source), End::Undecided(Where::Nowhere)]))
+        }
+        _ => (fault, moment, expected),
+    })
+}
