@@ -77,6 +77,21 @@ async fn a_monitor_that_greets_and_then_stands_still_is_a_timeout() {
 }
 
 #[tokio::test]
+async fn an_event_that_comes_before_the_greeting_is_no_greeting() {
+    let (stream, mut peer) = ScriptedPeer::pair();
+    let early = json!({"event": "STOP", "timestamp": {"seconds": 1, "microseconds": 2}});
+    peer.send(&early).await;
+    peer.send(&early).await;
+    let (client, ()) = soon(async {
+        tokio::join!(Client::over(stream, Leg::Source, Deadlines::default(), None), peer.greet(&["oob"]))
+    })
+    .await;
+    assert!(client.unwrap().supports_out_of_band());
+    let error = failure_after(b"{\"event\": \"STOP\"}\r\n", true, 5000).await;
+    assert!(matches!(error, ConnectError::ClosedBeforeGreeting { .. }), "{error}");
+}
+
+#[tokio::test]
 async fn a_monitor_that_refuses_to_negotiate_is_quoted() {
     let bytes = b"{\"QMP\": {\"version\": {\"qemu\": {\"major\": 5, \"minor\": 2, \"micro\": 0}}}}\n\
         {\"error\": {\"class\": \"GenericError\", \"desc\": \"no\\u0007\"}}\n";
