@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use nix::unistd::{Gid, Uid};
 
@@ -29,6 +30,9 @@ pub enum ProcError {
         #[source]
         source: io::Error,
     },
+    /// Which boot of the host this is cannot be read.
+    #[error("the host's boot id cannot be read")]
+    Boot(#[source] io::Error),
     /// The text is not what Linux writes there.
     #[error("the {what} of process {pid} is not in the form that Linux documents")]
     Malformed {
@@ -100,6 +104,16 @@ pub(super) fn start_time(pid: i32) -> Result<u64, ProcError> {
         .and_then(|rest| rest.split_ascii_whitespace().nth(19))
         .and_then(|field| field.parse().ok())
         .ok_or(ProcError::Malformed { pid, what: "stat" })
+}
+
+/// Which boot of the host this is: another one has another id (`random(4)`).
+pub(super) fn boot_id() -> Result<String, ProcError> {
+    static BOOT: OnceLock<String> = OnceLock::new();
+    if let Some(boot) = BOOT.get() {
+        return Ok(boot.clone());
+    }
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(ProcError::Boot)?;
+    Ok(BOOT.get_or_init(|| text.trim_end().to_owned()).clone())
 }
 
 /// Whom a process runs as: its effective user and group and its further groups.

@@ -12,15 +12,17 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 
-use super::proc::{ProcError, start_time};
+use super::proc::{ProcError, boot_id, start_time};
 
-/// What names one process for as long as the host is up: its number is used again, the rest is not.
+/// What names one process for good: its number is used again, the rest is not.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessIdentity {
     /// Its number.
     pub pid: i32,
     /// When it started, in clock ticks since boot.
     pub start_time_ticks: u64,
+    /// Which boot: after another one a process of the same number may have started as soon.
+    pub boot: String,
     /// The user that it runs as.
     pub user: u32,
 }
@@ -34,7 +36,7 @@ impl ProcessIdentity {
             what: "owner",
             source,
         })?;
-        Ok(Self { pid, start_time_ticks, user: metadata.uid() })
+        Ok(Self { pid, start_time_ticks, boot: boot_id()?, user: metadata.uid() })
     }
 }
 
@@ -127,6 +129,14 @@ mod tests {
 
     fn sleeper() -> tokio::process::Child {
         tokio::process::Command::new("sleep").arg("1000").kill_on_drop(true).spawn().unwrap()
+    }
+
+    #[test]
+    fn a_process_of_another_boot_is_another_one() {
+        let now = ProcessIdentity::of(1).unwrap();
+        assert_eq!(now, ProcessIdentity::of(1).unwrap());
+        assert_ne!(now, ProcessIdentity { boot: "another".to_owned(), ..now.clone() });
+        assert_eq!(now.boot.len(), 36, "{}", now.boot);
     }
 
     #[tokio::test]

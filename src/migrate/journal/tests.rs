@@ -44,7 +44,7 @@ fn source(pid: i32) -> Source {
         machine: None,
         limits_by: None,
     };
-    let process = ProcessIdentity { pid, start_time_ticks: 7, user: 0 };
+    let process = ProcessIdentity { pid, start_time_ticks: 7, boot: "one".to_owned(), user: 0 };
     Source {
         address: "/run/vm.qmp".parse().unwrap(),
         running: Running { process, executable: "/usr/bin/qemu-system-x86_64".into() },
