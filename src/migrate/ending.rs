@@ -44,7 +44,7 @@ pub(super) async fn restore(client: &Client, by: LimitsBy, originals: &Originals
     if let Err(error) = prepare::restore(client, by, originals).await {
         history.warn(
             "not-restored",
-            format!("the source's migration settings could not be set back: {error}"),
+            format!("the {}'s migration settings could not be set back: {error}", client.leg()),
             None,
         );
     }

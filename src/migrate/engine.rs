@@ -1,8 +1,8 @@
 //! One migration, from the plan to its outcome.
 //!
-//! The order of a migration can be read in the private functions `attempt` and `with_destination`: survey, destination, prepare, drive, and one of the ends.
-//! After the outcome the guest is in exactly one of the places that [`Whereabouts`](crate::record::Whereabouts) names, and the exit code says
-//! which kind of end it was.
+//! The order of a migration can be read in the private functions `attempt` and `with_destination`: survey, destination,
+//! prepare, drive, and one of the ends. After the outcome the guest is in exactly one of the places that
+//! [`Whereabouts`](crate::record::Whereabouts) names, and the exit code says which kind of end it was.
 
 use super::driver::Driver;
 use super::ending::{Ending, LAST_BREATH, restore};
@@ -46,13 +46,12 @@ impl std::fmt::Debug for Services<'_> {
 }
 
 /// Moves a guest. The record holds all of it, its last line is the outcome.
-pub async fn run(plan: &Plan, services: Services<'_>) -> Outcome {
-    let Services { history, orders, journal, observed } = services;
-    let outcome = match attempt(plan, history, orders, journal, observed).await {
+pub async fn run(plan: &Plan, mut services: Services<'_>) -> Outcome {
+    let outcome = match attempt(plan, &mut services).await {
         Ok(outcome) => outcome,
         Err(blockers) => outcome::refused(&blockers),
     };
-    end(outcome, history, journal)
+    end(outcome, services.history, services.journal)
 }
 
 /// Tells the outcome. One that is not open any more is also written down: the guest is free for its next migration.
@@ -68,13 +67,8 @@ pub(super) fn end(outcome: Outcome, history: &mut History, journal: &mut Journal
     outcome
 }
 
-async fn attempt(
-    plan: &Plan,
-    history: &mut History,
-    orders: &mut Orders,
-    journal: &mut Journal,
-    observed: &mut (dyn FnMut() -> Observed + Send),
-) -> Result<Outcome, Vec<Blocker>> {
+async fn attempt(plan: &Plan, services: &mut Services<'_>) -> Result<Outcome, Vec<Blocker>> {
+    let Services { history, orders, journal, .. } = services;
     history.enter(PhaseName::Check);
     let source = tokio::select! {
         source = survey::survey(plan) => source?,
@@ -94,7 +88,7 @@ async fn attempt(
     history.enter(PhaseName::Destination);
     let directory = PrivateDirectory::create(plan.directory.clone(), &source.view.credentials)
         .map_err(|error| vec![error.into()])?;
-    let result = with_destination(plan, history, orders, journal, observed, source, &directory).await;
+    let result = with_destination(plan, services, source, &directory).await;
     if result.is_err() {
         twin::remove(std::slice::from_ref(&directory));
     }
@@ -103,13 +97,11 @@ async fn attempt(
 
 async fn with_destination(
     plan: &Plan,
-    history: &mut History,
-    orders: &mut Orders,
-    journal: &mut Journal,
-    observed: &mut (dyn FnMut() -> Observed + Send),
+    services: &mut Services<'_>,
     source: Source,
     directory: &PrivateDirectory,
 ) -> Result<Outcome, Vec<Blocker>> {
+    let Services { history, orders, journal, observed } = services;
     let abort = async { drop(orders.cancelled().await) };
     let (held, warnings) =
         destination::get(plan, &source, journal, abort).await.map_err(|blocker| vec![blocker])?;
@@ -168,7 +160,7 @@ async fn with_destination(
     let guest = Guest { at_source: look(&mut sides.0).await, at_destination: plan.at_destination };
     let phase = Phase::Streaming(guest);
     let written = journal.write(&Step::Phase { phase });
-    let driver = Driver::new(sides, phase, plan.limits, history, orders, journal);
+    let driver = Driver::new(sides, phase, plan.limits, history, orders, *journal);
     let (conclusion, source, destination) = match written {
         Ok(()) => driver.run(&uri, plan.mode).await,
         Err(error) => driver.give_up(&chain(&error)),
@@ -186,7 +178,7 @@ async fn with_destination(
         log,
         originals,
     };
-    Ok(ending.conclude(&conclusion, history, observed).await)
+    Ok(ending.conclude(&conclusion, history, *observed).await)
 }
 
 fn cancelled(reason: &str) -> Blocker {

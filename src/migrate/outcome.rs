@@ -40,14 +40,14 @@ pub(super) fn untouched() -> Outcome {
 }
 
 /// What an engine had begun was taken back; the guest has never left its source.
-pub(super) fn undone(state: Option<&RunState>) -> Outcome {
+pub(super) fn undone(state: Option<&RunState>, hint: Option<&str>) -> Outcome {
     const DONE: &str = "the engine had ended before the guest's memory was sent; what it had begun is undone";
     let (guest, where_it_is) = match state {
         Some(RunState::Running) => (Whereabouts::RunningOnSource, "the guest runs on its source, as before"),
         Some(_) => (Whereabouts::PausedOnSource, "the guest is on its source and stands still, as before"),
         None => (Whereabouts::Unchanged, "the guest is on its source, which does not answer"),
     };
-    outcome(End::NotMigrated, guest, format!("{DONE}; {where_it_is}"), None)
+    outcome(End::NotMigrated, guest, format!("{DONE}; {where_it_is}"), hint.map(str::to_owned))
 }
 
 /// The same where there is no source any more.

@@ -26,9 +26,8 @@ use super::outcome;
 use super::phase::Phase;
 use super::plan::Limits;
 use super::side::{Contact, Side};
-use super::step::destination::{StartedBy, end as end_process};
+use super::step::destination::{START_ANEW, StartedBy, end as end_process};
 use super::step::finish::state;
-use super::step::prepare::Originals;
 use crate::host::{Credentials, PrivateDirectory, ProcessHandle, ProcessView, processes, runtime_directory};
 use crate::qemu::argv::CommandLine;
 use crate::qemu::rewrite::private_directory_name;
@@ -57,29 +56,17 @@ pub async fn recover(story: Story, mut services: Services<'_>) -> Outcome {
 async fn mend(story: Story, source: &Source, services: &mut Services<'_>) -> Outcome {
     services.history.add(Entry::Source(source.party.clone()));
     let from = reach(Leg::Source, &source.address, source.running.find(), source.limits_by).await;
-    let phase = story.last_open_phase();
+    let Some(phase) = story.last_open_phase() else { return undo(&story, source, &from, services).await };
     let parts = (story.started.clone(), story.originals.clone(), story.destination.clone());
-    let (Some(phase), (Some((running, limits_by)), Some(originals), Some(made))) = (phase, parts) else {
+    let (Some((running, limits_by)), Some(originals), Some(made)) = parts else {
         return undo(&story, source, &from, services).await;
     };
     let to = reach(Leg::Destination, &name_now(&made), running.find(), limits_by).await;
-    let sides = (from, to);
-    go_on(&story, source, made, originals, sides, phase, services).await
-}
 
-/// Takes the migration up where it stands, and brings it to its end as its own engine would have.
-async fn go_on(
-    story: &Story,
-    source: &Source,
-    made: Destination,
-    originals: Originals,
-    sides: (Side, Side),
-    phase: Phase,
-    services: &mut Services<'_>,
-) -> Outcome {
+    // Taken up where it stands, and brought to its end as its own engine would have.
     let Services { history, orders, journal, observed } = services;
     let limits = Limits::of(&story.begun.request);
-    let driver = Driver::new(sides, phase, limits, history, orders, *journal);
+    let driver = Driver::new((from, to), phase, limits, history, orders, *journal);
     let (mut conclusion, from, to) = driver.resume().await;
     if conclusion.phase == Phase::Undecided(MayRun::Destination) && to.process.has_ended() {
         // It may have run there, and nobody will ever know more.
@@ -91,8 +78,8 @@ async fn go_on(
         destination: to,
         source_after: story.begun.source_after,
         started_by: made.started_by,
-        directory: own_directory(story, &owner),
-        directories: directories(story, &made, &owner),
+        directory: own_directory(&story, &owner),
+        directories: directories(&story, &made, &owner),
         // What has its name already needs no other.
         renames: made.renames.into_iter().filter(|rename| rename.temporary.exists()).collect(),
         owner,
@@ -119,7 +106,8 @@ async fn undo(story: &Story, source: &Source, from: &Side, services: &mut Servic
     if let Some(originals) = &story.originals {
         restore(&from.client, from.limits_by, originals, services.history).await;
     }
-    outcome::undone(state(&from.client).await.ok().as_ref())
+    let is_users = story.destination.as_ref().is_some_and(|made| made.started_by == StartedBy::User);
+    outcome::undone(state(&from.client).await.ok().as_ref(), is_users.then_some(START_ANEW))
 }
 
 /// A side as it was written down; one that has ended, or that cannot be reached, finds out as it is spoken to.

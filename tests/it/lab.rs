@@ -83,6 +83,19 @@ impl Lab {
         }
     }
 
+    /// A destination that the user starts by hand, with its monitor at `qmp`.
+    pub(crate) async fn destination_of_the_users(&self, qmp: &Path) -> Child {
+        let old = self.directory.path().join("qmp");
+        let named = |path: &Path| format!("unix:{}", path.display());
+        let words = qmigrate::host::command_line(self.source()).unwrap();
+        let mut words =
+            words.into_iter().map(|word| word.into_string().unwrap().replace(&named(&old), &named(qmp)));
+        let mut command = Command::new(words.next().unwrap());
+        let child = command.args(words).args(["-incoming", "defer"]).spawn().unwrap();
+        until("the destination listens", async || UnixStream::connect(qmp).is_ok()).await;
+        child
+    }
+
     /// Moves the guest.
     pub(crate) fn migrate(&self, arguments: &[&str]) -> Ended {
         let monitor = self.monitor();

@@ -171,6 +171,37 @@ async fn a_destination_that_died_meanwhile_sends_the_guest_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_destination_of_the_users_is_neither_ended_nor_forgotten() {
+    for (phase, code, guest) in [("prepared", 1, "running_on_source"), ("armed", 0, "running_on_destination")]
+    {
+        let Some(lab) = Lab::start(&format!("users_{phase}"), 16, Some("4MiB/s")).await else { return };
+        let directory = tempfile::tempdir().unwrap();
+        let qmp = directory.path().join("qmp");
+        let mut child = lab.destination_of_the_users(&qmp).await;
+        let mut engine = lab.migrate_held(phase, &["--destination-qmp", qmp.to_str().unwrap()]);
+        let hold = engine.wait();
+        engine.child.kill().unwrap();
+        drop(hold);
+        let id = engine.end().lines[0]["id"].as_str().unwrap().to_owned();
+        let ended = recover(&id);
+        assert_eq!((ended.code, &ended.result()["guest"]), (code, &guest.into()), "{phase}: {ended:?}");
+        let destination = child.id().try_into().unwrap();
+        assert!(lives(destination), "{phase}: it is the user's");
+        nothing_is_left(&lab, &id);
+        if code == 0 {
+            lab.never_two(lab.source(), destination);
+        } else {
+            assert!(ended.stderr.contains("start it anew before the next attempt"), "{ended:?}");
+            lab.beats_on(lab.source());
+            let again = lab.migrate(&[]);
+            assert_eq!(again.code, 0, "{again:?}");
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_guest_has_one_migration_at_a_time_and_an_open_one_is_named() {
     let Some(orphaned) = Orphaned::at("one_at_a_time", "armed", &[]).await else { return };
     let second = orphaned.lab.migrate(&[]);

@@ -23,6 +23,10 @@ const LOG: &str = "destination.log";
 /// The socket of the stream, in the migration's directory.
 const STREAM: &str = "stream";
 
+/// What a destination of the user's needs that has been told to wait for a stream: QEMU takes that once.
+pub const START_ANEW: &str =
+    "the destination that you started has been changed: start it anew before the next attempt";
+
 /// A destination that is there and held.
 #[derive(Debug)]
 pub struct Held {
@@ -220,9 +224,9 @@ impl Held {
     /// Adds to a blocker what it means for a destination of the user's, which has been told to wait.
     pub fn blame(&self, mut blocker: Blocker) -> Blocker {
         if self.started_by == StartedBy::User {
-            let hint =
-                "the destination that you started has been changed: start it anew before the next attempt";
-            blocker.hint = Some(blocker.hint.map_or_else(|| hint.to_owned(), |old| format!("{old}\n{hint}")));
+            blocker.hint = Some(
+                blocker.hint.map_or_else(|| START_ANEW.to_owned(), |old| format!("{old}\n{START_ANEW}")),
+            );
         }
         blocker
     }
