@@ -61,17 +61,9 @@ fn files(directory: &Path) -> Vec<(PathBuf, std::time::SystemTime)> {
 mod tests {
     use super::*;
     use crate::record::{MigrationId, Request};
-    use crate::units::DowntimeMs;
 
     fn record(number: u64) -> Record {
-        let request = Request {
-            source: format!("/vm{number}"),
-            max_downtime_ms: DowntimeMs::new(300).unwrap(),
-            grace_ms: 2000,
-            max_time_ms: None,
-            max_bandwidth_bytes_per_second: None,
-            live: true,
-        };
+        let request = Request::in_a_test(&format!("/vm{number}"));
         Record::new(MigrationId::from_number(number), request, jiff::Timestamp::UNIX_EPOCH)
     }
 

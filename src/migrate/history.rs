@@ -111,7 +111,6 @@ pub fn lock(record: &SharedRecord) -> MutexGuard<'_, Record> {
 mod tests {
     use super::*;
     use crate::record::{MigrationId, Request};
-    use crate::units::DowntimeMs;
 
     /// A witness whose reader has stopped reading.
     struct Stuck;
@@ -132,14 +131,7 @@ mod tests {
     }
 
     fn history(witness: impl Witness + 'static) -> History {
-        let request = Request {
-            source: "/vm".into(),
-            max_downtime_ms: DowntimeMs::new(300).unwrap(),
-            grace_ms: 2000,
-            max_time_ms: None,
-            max_bandwidth_bytes_per_second: None,
-            live: true,
-        };
+        let request = Request::in_a_test("/vm");
         let record = Record::new(MigrationId::from_number(1), request, jiff::Timestamp::UNIX_EPOCH);
         History::new(record, vec![Box::new(witness)])
     }

@@ -46,6 +46,21 @@ pub struct Request {
     pub live: bool,
 }
 
+#[cfg(test)]
+impl Request {
+    /// What the tests of several modules ask for.
+    pub(crate) fn in_a_test(source: &str) -> Self {
+        Self {
+            source: source.to_owned(),
+            max_downtime_ms: DowntimeMs::new(300).expect("it is within the bounds"),
+            grace_ms: 2000,
+            max_time_ms: None,
+            max_bandwidth_bytes_per_second: None,
+            live: true,
+        }
+    }
+}
+
 /// How a QEMU is told its limits: downtime and bandwidth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -172,20 +187,13 @@ impl Record {
 mod tests {
     use super::*;
 
-    fn request() -> Request {
-        Request {
-            source: "/run/vm.qmp".into(),
-            max_downtime_ms: DowntimeMs::new(300).unwrap(),
-            grace_ms: 2000,
-            max_time_ms: None,
-            max_bandwidth_bytes_per_second: None,
-            live: true,
-        }
-    }
-
     #[test]
     fn a_record_survives_its_json() {
-        let mut record = Record::new(MigrationId::from_number(7), request(), jiff::Timestamp::UNIX_EPOCH);
+        let mut record = Record::new(
+            MigrationId::from_number(7),
+            Request::in_a_test("/run/vm.qmp"),
+            jiff::Timestamp::UNIX_EPOCH,
+        );
         record.apply(Entry::Phase(PhaseChange { phase: PhaseName::Stream, at_ms: 12.5 }));
         record.apply(Entry::Pass(Pass { number: 2, at_ms: 20.0, remaining_bytes: 4096 }));
         record.apply(Entry::Warning(Warning { code: "console".into(), message: "text".into(), hint: None }));

@@ -8,26 +8,17 @@ use crate::host::ProcessIdentity;
 use crate::migrate::phase::{AtDestination, AtSource, Guest};
 use crate::migrate::plan::SourceAfter;
 use crate::record::{LimitsBy, Party, Request};
-use crate::units::DowntimeMs;
 
 const STREAMING: Phase =
     Phase::Streaming(Guest { at_source: AtSource::Running, at_destination: AtDestination::AsBefore });
 
 fn begun(number: u64) -> Begun {
-    let request = Request {
-        source: "/run/vm.qmp".into(),
-        max_downtime_ms: DowntimeMs::new(300).unwrap(),
-        grace_ms: 2000,
-        max_time_ms: None,
-        max_bandwidth_bytes_per_second: None,
-        live: true,
-    };
     Begun {
         schema: SCHEMA,
         id: MigrationId::from_number(number),
         engine_version: "0.1.0".into(),
         started_at: jiff::Timestamp::UNIX_EPOCH,
-        request,
+        request: Request::in_a_test("/run/vm.qmp"),
         at_destination: AtDestination::AsBefore,
         source_after: SourceAfter::Quit,
         directory: "/run/qmigrate/x".into(),
