@@ -14,6 +14,8 @@
 pub mod argv;
 /// What a QEMU can do, known by asking it.
 pub mod dialect;
+/// The guest's hardware as a QEMU has it now, and how that of two QEMUs differs.
+pub mod hardware;
 /// What a QEMU says of itself.
 pub mod inventory;
 /// Finds the QEMU that the user means.

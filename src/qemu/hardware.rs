@@ -1,0 +1,204 @@
+//! The guest's hardware as a QEMU has it now, and how that of two QEMUs differs.
+//!
+//! QEMU itself compares little: a processor or a serial port too few is found when the source has already stopped
+//! (`Unknown savevm section`), another processor model, another uuid or a device too many never (run on 7.2 and 11.1).
+//! What is compared here is asked of both sides, so that it holds for hot-plugged devices too, which stand on no
+//! command line.
+//!
+//! | what | from | compared as |
+//! |---|---|---|
+//! | devices | `info qtree` ([`Device`]) | place on the bus, kind, and the properties that both tell |
+//! | memory | `info ramblock` ([`Blocks`]) | name and size of each block, as QEMU's own stream does |
+//! | processors | `query-cpus-fast`, and of the first `type` and `feature-words` | number, topology, model, feature bits |
+//! | the rest | `query-uuid`, `query-kvm`, the machine's type | value |
+//!
+//! `info qtree` is for people, but has had this form from 5.2 to 11.1, and is one question of 2 to 17 ms where the same
+//! by `qom-get` are a thousand. With one versioned machine type a guest of twelve devices had, on 5.2, 7.2, 10.0 and
+//! 11.1, the same devices and, but for `rombar`, `xres` and `yres`, the same value for each property that two of them
+//! tell; and the same feature words for each named processor model. What one of the two does not tell is not compared.
+
+use std::fmt;
+
+use qapi_qmp as words;
+use serde::Deserialize;
+use serde_json::Value;
+
+/// Blocks of memory, from `info ramblock`.
+mod blocks;
+/// Which features of a processor one side has and the other lacks.
+mod features;
+/// The tree of devices, from `info qtree`.
+mod tree;
+
+pub use blocks::{Block, Blocks};
+pub use features::{FeatureWord, named};
+pub use tree::Device;
+
+use super::ANSWER_WITHIN;
+use crate::qmp::{CallError, Client};
+
+/// A processor, as far as `query-cpus-fast` tells.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Processor {
+    cpu_index: u64,
+    qom_path: String,
+    /// Its place: socket, core, thread.
+    #[serde(default)]
+    props: Value,
+}
+
+/// The hardware of a guest.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Hardware {
+    machine: Option<String>,
+    kvm: Option<bool>,
+    uuid: Option<String>,
+    processors: Vec<Processor>,
+    model: Option<String>,
+    features: Vec<FeatureWord>,
+    blocks: Blocks,
+    devices: Vec<Device>,
+}
+
+/// How the destination differs from the source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Difference {
+    /// One value that both have.
+    Value {
+        /// Of what, such as `the machine type`.
+        what: String,
+        /// On the source.
+        source: String,
+        /// On the destination.
+        destination: String,
+    },
+    /// The destination lacks it.
+    Missing(String),
+    /// Only the destination has it.
+    Extra(String),
+    /// The destination's processor lacks feature bits of the source's.
+    Features {
+        /// Those that it lacks, as words of `CPUID`.
+        lacks: Vec<FeatureWord>,
+    },
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Value { what, source, destination } => {
+                write!(formatter, "{what} is {source} on the source and {destination} on the destination")
+            }
+            Self::Missing(what) => write!(formatter, "the destination has no {what}"),
+            Self::Extra(what) => write!(formatter, "the source has no {what}, and the destination has"),
+            Self::Features { lacks } => {
+                write!(formatter, "the destination's processor lacks features of the source's: ")?;
+                for (number, word) in lacks.iter().enumerate() {
+                    write!(formatter, "{}{word}", if number == 0 { "" } else { ", " })?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Hardware {
+    /// Asks a QEMU, in two rounds. What it does not tell stays empty; an error is one of the connection.
+    pub async fn ask(client: &Client) -> Result<Self, CallError> {
+        let machine = words::qom_get { path: "/machine".to_owned(), property: "type".to_owned() };
+        let (machine, kvm, uuid, processors, blocks, devices) = tokio::join!(
+            client.call(&machine, ANSWER_WITHIN),
+            client.call(&words::query_kvm {}, ANSWER_WITHIN),
+            client.call(&words::query_uuid {}, ANSWER_WITHIN),
+            client.call(&words::query_cpus_fast {}, ANSWER_WITHIN),
+            people(client, "info ramblock"),
+            people(client, "info qtree"),
+        );
+        let processors = told(processors)?.map(processors_of).unwrap_or_default();
+        let (model, features) = match processors.first() {
+            Some(first) => {
+                let get =
+                    |name: &str| words::qom_get { path: first.qom_path.clone(), property: name.to_owned() };
+                let (model, features) = (get("type"), get("feature-words"));
+                let asked =
+                    tokio::join!(client.call(&model, ANSWER_WITHIN), client.call(&features, ANSWER_WITHIN));
+                (told(asked.0)?, told(asked.1)?)
+            }
+            None => (None, None),
+        };
+        Ok(Self {
+            machine: told(machine)?.as_ref().and_then(Value::as_str).map(str::to_owned),
+            kvm: told(kvm)?.and_then(|kvm| kvm.get("enabled")?.as_bool()),
+            uuid: told(uuid)?.and_then(|uuid| Some(uuid.get("UUID")?.as_str()?.to_owned())),
+            processors,
+            model: model.as_ref().and_then(Value::as_str).map(str::to_owned),
+            features: features.and_then(|words| serde_json::from_value(words).ok()).unwrap_or_default(),
+            blocks: Blocks::parse(&told(blocks)?.unwrap_or_default()),
+            devices: tree::parse(&told(devices)?.unwrap_or_default()),
+        })
+    }
+
+    /// All in which a destination differs from this source, and which the guest or QEMU would find.
+    pub fn differences(&self, destination: &Self) -> Vec<Difference> {
+        let mut found = Vec::new();
+        let accelerator = |kvm| if kvm { "KVM" } else { "TCG" }.to_owned();
+        let mut value = |what: &str, source: Option<String>, destination: Option<String>| {
+            if let (Some(source), Some(destination)) = (source, destination)
+                && source != destination
+            {
+                found.push(Difference::Value { what: what.to_owned(), source, destination });
+            }
+        };
+        value("the machine type", self.machine.clone(), destination.machine.clone());
+        value("the accelerator", self.kvm.map(accelerator), destination.kvm.map(accelerator));
+        value("the uuid", self.uuid.clone(), destination.uuid.clone());
+        value("the processor model", self.model.clone(), destination.model.clone());
+        value("the number of processors", self.count(), destination.count());
+        if self.count() == destination.count() {
+            value("the topology of the processors", self.topology(), destination.topology());
+        }
+        found.extend(features::lacking(&self.features, &destination.features));
+        found.extend(self.blocks.differences(&destination.blocks));
+        found.extend(tree::differences(&self.devices, &destination.devices));
+        found
+    }
+
+    /// The object of its first processor.
+    pub fn first_processor(&self) -> Option<&str> {
+        self.processors.first().map(|processor| processor.qom_path.as_str())
+    }
+
+    fn count(&self) -> Option<String> {
+        (!self.processors.is_empty()).then(|| self.processors.len().to_string())
+    }
+
+    fn topology(&self) -> Option<String> {
+        let places: Vec<String> =
+            self.processors.iter().map(|processor| processor.props.to_string()).collect();
+        (!places.is_empty()).then(|| places.join(" "))
+    }
+}
+
+/// In the order of their numbers.
+fn processors_of(answer: Value) -> Vec<Processor> {
+    let mut processors: Vec<Processor> = serde_json::from_value(answer).unwrap_or_default();
+    processors.sort_by_key(|processor| processor.cpu_index);
+    processors
+}
+
+/// What the monitor for people says.
+async fn people(client: &Client, command: &str) -> Result<String, CallError> {
+    let command = words::human_monitor_command { command_line: command.to_owned(), cpu_index: None };
+    let text = client.call(&command, ANSWER_WITHIN).await?;
+    Ok(text.as_str().unwrap_or_default().replace('\r', ""))
+}
+
+/// An answer; `None` where QEMU has none to this question.
+fn told<T>(answer: Result<T, CallError>) -> Result<Option<T>, CallError> {
+    match answer {
+        Ok(value) => Ok(Some(value)),
+        Err(CallError::Refused { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
