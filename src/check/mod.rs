@@ -2,11 +2,14 @@
 //!
 //! The checks are pure: they look at what has been read of both sides and change nothing.
 
+/// Blockers in what tells a destination from its source.
+mod compare;
 /// Blockers in what the source says of itself.
 mod source;
 /// Words for what could not even be looked at.
 mod words;
 
+pub use compare::differences;
 pub use source::{Intent, blockers, lost_writes};
 
 use std::fmt;

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use qmigrate::host::runtime_directory;
 use qmigrate::migrate::engine::{self, Services};
 use qmigrate::migrate::phase::AtDestination;
-use qmigrate::migrate::plan::{Destination, Incoming, Limits, LostWrites, MadeFrom, Mode, Plan, SourceAfter};
+use qmigrate::migrate::plan::{Destination, Incoming, Limits, MadeFrom, Mode, Plan, Risks, SourceAfter};
 use qmigrate::migrate::step::destination;
 use qmigrate::migrate::step::survey::survey;
 use qmigrate::qemu::QemuName;
@@ -62,9 +62,10 @@ pub(crate) struct Arguments {
     /// had for it until 5.2; auto, as the QEMU can.
     #[arg(long, value_name = "WHICH", default_value = "auto", hide_possible_values = true)]
     dialect: Dialect,
-    /// Moves a guest live also where QEMU is known to lose its writes (TCG before 9.0).
+    /// Moves a guest also where it may not survive that: live where QEMU is known to lose its writes (TCG before 9.0), or
+    /// to a destination with other hardware.
     #[arg(long = "unsafe")]
-    accept_lost_writes: bool,
+    accept_risks: bool,
     #[command(flatten)]
     output: OutputArguments,
     /// The engine that --detach starts: the migration's name.
@@ -234,7 +235,7 @@ fn plan(
             AtDestination::AsBefore
         },
         source_after: if arguments.keep_source { SourceAfter::Keep } else { SourceAfter::Quit },
-        lost_writes: if arguments.accept_lost_writes { LostWrites::Accept } else { LostWrites::Refuse },
+        risks: if arguments.accept_risks { Risks::Accept } else { Risks::Refuse },
         dialect: arguments.dialect.into(),
         directory,
     }

@@ -14,7 +14,7 @@ use crate::migrate::history::History;
 use crate::migrate::journal::Journal;
 use crate::migrate::order::Orders;
 use crate::migrate::phase::AtDestination;
-use crate::migrate::plan::{Destination, Incoming, Limits, LostWrites, MadeFrom, Mode, Plan, SourceAfter};
+use crate::migrate::plan::{Destination, Incoming, Limits, MadeFrom, Mode, Plan, Risks, SourceAfter};
 use crate::observe::heartbeat::{Handover, Observer};
 use crate::qemu::QemuName;
 use crate::qemu::dialect::Wish;
@@ -168,7 +168,7 @@ pub async fn start(plan: &DemoPlan, setting: &Setting) -> Result<Demo, DemoError
         mode: setting.mode,
         at_destination: AtDestination::AsBefore,
         source_after: SourceAfter::Quit,
-        lost_writes: LostWrites::Refuse,
+        risks: Risks::Refuse,
         dialect: Wish::Auto,
         directory: plan.runtime_directory.join(plan.id.as_str()),
     };

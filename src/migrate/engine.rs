@@ -11,19 +11,20 @@ use super::journal::{Journal, Step};
 use super::order::Orders;
 use super::outcome;
 use super::phase::{AtSource, Guest, Phase};
-use super::plan::{Mode, Plan};
+use super::plan::{Mode, Plan, Risks};
 use super::side::{Contact, Side};
 use super::step::destination::Held;
 use super::step::limits::QemuLimits;
 use super::step::prepare::{self, Originals};
 use super::step::survey::Source;
-use super::step::{destination, finish, survey};
+use super::step::{self, destination, finish, survey};
 use crate::check::{Blocker, chain, lost_writes};
 use crate::converge::Controller;
 use crate::host::PrivateDirectory;
+use crate::qemu::hardware::Hardware;
 use crate::qemu::twin;
-use crate::qmp::Leg;
 use crate::qmp::words::RunState;
+use crate::qmp::{CallError, Leg};
 use crate::record::{End, Entry, Observed, Outcome, PhaseName};
 
 /// What a migration works with besides its plan.
@@ -103,8 +104,10 @@ async fn with_destination(
 ) -> Result<Outcome, Vec<Blocker>> {
     let Services { history, orders, journal, observed } = services;
     let abort = async { drop(orders.cancelled().await) };
-    let (held, warnings) =
-        destination::get(plan, &source, journal, abort).await.map_err(|blocker| vec![blocker])?;
+    // The source has time to tell of its hardware while the destination starts.
+    let (got, hardware) =
+        tokio::join!(destination::get(plan, &source, journal, abort), Hardware::ask(&source.client));
+    let (held, warnings) = got.map_err(|blocker| vec![blocker])?;
     let (pid, address) = (held.process.pid(), held.address.to_string());
     history.add(Entry::Destination(held.inventory.party(Some(pid), address, held.limits_by)));
     for warning in warnings {
@@ -115,18 +118,22 @@ async fn with_destination(
     super::hold::at_point("destination").await;
     history.enter(PhaseName::Prepare);
     // A cancel waits until both sides are set up, a matter of milliseconds: nothing is then left half set.
-    let (uri, originals) = match prepare_both(plan, &source, &held, journal).await {
+    let prepared = match compare(plan, hardware, &source, &held, history).await {
+        Ok(()) => prepare_both(plan, &source, &held, journal).await.map_err(|unready| unready.of(&held)),
+        Err(blockers) => Err(Unready { originals: None, blockers }),
+    };
+    let (uri, originals) = match prepared {
         Ok(prepared) => prepared,
-        Err((originals, blocker)) => {
+        Err(Unready { originals, blockers }) => {
             held.clear().await;
             if source.client.is_closed() && source.process.ended_within(LAST_BREATH).await {
                 twin::remove(std::slice::from_ref(directory));
-                return Ok(outcome::gone(&blocker));
+                return Ok(outcome::gone(&blockers));
             }
             if let Some(originals) = originals {
                 restore(&source.client, source.limits_by, &originals, history).await;
             }
-            return Err(vec![held.blame(blocker)]);
+            return Err(blockers);
         }
     };
     #[cfg(feature = "hold-points")]
@@ -185,25 +192,62 @@ fn cancelled(reason: &str) -> Blocker {
     Blocker::bare("cancelled", format!("{reason}; nothing had been moved yet"))
 }
 
+/// Holds the destination against the source. With consent differences are told, and stop nothing.
+async fn compare(
+    plan: &Plan,
+    hardware: Result<Hardware, CallError>,
+    source: &Source,
+    held: &Held,
+    history: &mut History,
+) -> Result<(), Vec<Blocker>> {
+    let failed = |error: CallError| vec![error.into()];
+    let hardware = hardware.map_err(failed)?;
+    let found = step::compare::compare(&hardware, &source.client, &held.client).await.map_err(failed)?;
+    match plan.risks {
+        Risks::Refuse if !found.is_empty() => return Err(found),
+        Risks::Refuse => {}
+        Risks::Accept => found.iter().for_each(|difference| {
+            history.warn(difference.code, &difference.message, None);
+        }),
+    }
+    Ok(())
+}
+
+/// Both sides could not be made ready.
+struct Unready {
+    /// How the source was set up before, if that may have been changed.
+    originals: Option<Originals>,
+    blockers: Vec<Blocker>,
+}
+
+impl Unready {
+    /// Adds what it means for a destination that has been told to wait.
+    fn of(self, held: &Held) -> Self {
+        Self { blockers: self.blockers.into_iter().map(|blocker| held.blame(blocker)).collect(), ..self }
+    }
+}
+
 /// Sets up the destination, then the source: as long as the destination can refuse, the source is untouched.
 async fn prepare_both(
     plan: &Plan,
     source: &Source,
     held: &Held,
     journal: &mut Journal,
-) -> Result<(String, Originals), (Option<Originals>, Blocker)> {
+) -> Result<(String, Originals), Unready> {
+    let untouched = |blocker| Unready { originals: None, blockers: vec![blocker] };
     let blocker = |error: &prepare::PrepareError| Blocker::bare("prepare", chain(error));
     let socket = destination::stream_socket(plan);
-    let uri = prepare::destination(&held.client, &socket).await.map_err(|error| (None, blocker(&error)))?;
+    let uri =
+        prepare::destination(&held.client, &socket).await.map_err(|error| untouched(blocker(&error)))?;
     let originals = prepare::originals(&source.client, source.limits_by).await;
-    let originals = originals.map_err(|error| (None, blocker(&error)))?;
+    let originals = originals.map_err(|error| untouched(blocker(&error)))?;
     let written = journal.write(&Step::Originals { originals: originals.clone() });
-    written.map_err(|error| (None, error.into()))?;
+    written.map_err(|error| untouched(error.into()))?;
     let limits =
         QemuLimits::both(Controller::new(plan.limits.budget()).limit_ms(), plan.limits.max_bandwidth);
     match prepare::source(&source.client, source.limits_by, limits, &originals).await {
         Ok(()) => Ok((uri, originals)),
-        Err(error) => Err((Some(originals), blocker(&error))),
+        Err(error) => Err(Unready { originals: Some(originals), blockers: vec![blocker(&error)] }),
     }
 }
 

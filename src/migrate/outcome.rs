@@ -28,7 +28,8 @@ pub(super) fn refused(blockers: &[Blocker]) -> Outcome {
         return outcome(End::NotMigrated, Whereabouts::Unchanged, format!("not moved: {message}"), None);
     }
     let messages = blockers.iter().map(|blocker| blocker.message.as_str()).collect::<Vec<_>>();
-    let hints = blockers.iter().filter_map(|blocker| blocker.hint.clone()).collect::<Vec<_>>();
+    let mut hints = blockers.iter().filter_map(|blocker| blocker.hint.clone()).collect::<Vec<_>>();
+    hints.dedup();
     let hint = (!hints.is_empty()).then(|| hints.join("\n"));
     outcome(End::Refused, Whereabouts::Unchanged, messages.join("\n"), hint)
 }
@@ -170,8 +171,9 @@ pub(super) enum Left {
 }
 
 /// The source ended before anything moved.
-pub(super) fn gone(blocker: &Blocker) -> Outcome {
-    let message = format!("the guest is lost: the source's process has ended ({})", blocker.message);
+pub(super) fn gone(blockers: &[Blocker]) -> Outcome {
+    let found = blockers.first().map_or(String::new(), |blocker| format!(" ({blocker})"));
+    let message = format!("the guest is lost: the source's process has ended{found}");
     outcome(End::Lost, Whereabouts::Lost, message, Some("start it anew from its disks".to_owned()))
 }
 

@@ -121,9 +121,10 @@ pub enum SourceAfter {
     Keep,
 }
 
-/// What to do with a live migration under TCG before QEMU 9.0, which loses writes of the guest.
+/// What to do with a migration that the guest may not survive: live under TCG before QEMU 9.0, which loses its writes, or
+/// to other hardware.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LostWrites {
+pub enum Risks {
     /// Refuse it.
     Refuse,
     /// Do it all the same.
@@ -149,8 +150,8 @@ pub struct Plan {
     pub at_destination: AtDestination,
     /// What becomes of the source.
     pub source_after: SourceAfter,
-    /// What to do about lost writes.
-    pub lost_writes: LostWrites,
+    /// What to do where the guest may not survive it.
+    pub risks: Risks,
     /// How the QEMUs are to be told their limits.
     pub dialect: Wish,
     /// The migration's own directory, which the engine makes and removes.

@@ -7,7 +7,7 @@
 //!
 //! | what | from | compared as |
 //! |---|---|---|
-//! | devices | `info qtree` ([`Device`]) | place on the bus, kind, and the properties that both tell |
+//! | devices | `info qtree` ([`Device`]) | place on the bus, kind, and of the user's the properties that both tell |
 //! | memory | `info ramblock` ([`Blocks`]) | name and size of each block, as QEMU's own stream does |
 //! | processors | `query-cpus-fast`, and of the first `type` and `feature-words` | number, topology, model, feature bits |
 //! | the rest | `query-uuid`, `query-kvm`, the machine's type | value |
@@ -17,6 +17,7 @@
 //! 11.1, the same devices and, but for `rombar`, `xres` and `yres`, the same value for each property that two of them
 //! tell; and the same feature words for each named processor model. What one of the two does not tell is not compared.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use qapi_qmp as words;
@@ -31,7 +32,7 @@ mod features;
 mod tree;
 
 pub use blocks::{Block, Blocks};
-pub use features::{FeatureWord, named};
+pub use features::FeatureWord;
 pub use tree::Device;
 
 use super::ANSWER_WITHIN;
@@ -59,6 +60,8 @@ pub struct Hardware {
     features: Vec<FeatureWord>,
     blocks: Blocks,
     devices: Vec<Device>,
+    /// The kinds of the devices that the user has given it.
+    users: BTreeSet<String>,
 }
 
 /// How the destination differs from the source.
@@ -81,6 +84,8 @@ pub enum Difference {
     Features {
         /// Those that it lacks, as words of `CPUID`.
         lacks: Vec<FeatureWord>,
+        /// The same by name, where that was asked for.
+        names: Vec<String>,
     },
 }
 
@@ -92,12 +97,10 @@ impl fmt::Display for Difference {
             }
             Self::Missing(what) => write!(formatter, "the destination has no {what}"),
             Self::Extra(what) => write!(formatter, "the source has no {what}, and the destination has"),
-            Self::Features { lacks } => {
-                write!(formatter, "the destination's processor lacks features of the source's: ")?;
-                for (number, word) in lacks.iter().enumerate() {
-                    write!(formatter, "{}{word}", if number == 0 { "" } else { ", " })?;
-                }
-                Ok(())
+            Self::Features { lacks, names } => {
+                let words = || lacks.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+                let list = if names.is_empty() { words() } else { names.join(", ") };
+                write!(formatter, "the destination's processor lacks features of the source's: {list}")
             }
         }
     }
@@ -107,13 +110,17 @@ impl Hardware {
     /// Asks a QEMU, in two rounds. What it does not tell stays empty; an error is one of the connection.
     pub async fn ask(client: &Client) -> Result<Self, CallError> {
         let machine = words::qom_get { path: "/machine".to_owned(), property: "type".to_owned() };
-        let (machine, kvm, uuid, processors, blocks, devices) = tokio::join!(
+        let list = |path: &str| words::qom_list { path: path.to_owned() };
+        let (with_id, without_id) = (list("/machine/peripheral"), list("/machine/peripheral-anon"));
+        let (machine, kvm, uuid, processors, blocks, devices, with_id, without_id) = tokio::join!(
             client.call(&machine, ANSWER_WITHIN),
             client.call(&words::query_kvm {}, ANSWER_WITHIN),
             client.call(&words::query_uuid {}, ANSWER_WITHIN),
             client.call(&words::query_cpus_fast {}, ANSWER_WITHIN),
             people(client, "info ramblock"),
             people(client, "info qtree"),
+            client.call(&with_id, ANSWER_WITHIN),
+            client.call(&without_id, ANSWER_WITHIN),
         );
         let processors = told(processors)?.map(processors_of).unwrap_or_default();
         let (model, features) = match processors.first() {
@@ -130,12 +137,13 @@ impl Hardware {
         Ok(Self {
             machine: told(machine)?.as_ref().and_then(Value::as_str).map(str::to_owned),
             kvm: told(kvm)?.and_then(|kvm| kvm.get("enabled")?.as_bool()),
-            uuid: told(uuid)?.and_then(|uuid| Some(uuid.get("UUID")?.as_str()?.to_owned())),
+            uuid: told(uuid)?.and_then(|uuid| uuid_of(&uuid)),
             processors,
             model: model.as_ref().and_then(Value::as_str).map(str::to_owned),
             features: features.and_then(|words| serde_json::from_value(words).ok()).unwrap_or_default(),
             blocks: Blocks::parse(&told(blocks)?.unwrap_or_default()),
             devices: tree::parse(&told(devices)?.unwrap_or_default()),
+            users: [told(with_id)?, told(without_id)?].iter().flatten().flat_map(kinds).collect(),
         })
     }
 
@@ -160,13 +168,16 @@ impl Hardware {
         }
         found.extend(features::lacking(&self.features, &destination.features));
         found.extend(self.blocks.differences(&destination.blocks));
-        found.extend(tree::differences(&self.devices, &destination.devices));
+        found.extend(tree::differences(&self.devices, &destination.devices, &self.users));
         found
     }
 
-    /// The object of its first processor.
-    pub fn first_processor(&self) -> Option<&str> {
-        self.processors.first().map(|processor| processor.qom_path.as_str())
+    /// The names of the features that its processors have; see [`Difference::Features`].
+    pub async fn named_features(&self, client: &Client) -> Result<BTreeSet<String>, CallError> {
+        match self.processors.first() {
+            Some(processor) => features::named(client, &processor.qom_path).await,
+            None => Ok(BTreeSet::new()),
+        }
     }
 
     fn count(&self) -> Option<String> {
@@ -180,11 +191,26 @@ impl Hardware {
     }
 }
 
+/// A QEMU that was given no uuid says zeros.
+fn uuid_of(answer: &Value) -> Option<String> {
+    let text = answer.get("UUID")?.as_str()?;
+    text.contains(|digit| !matches!(digit, '0' | '-')).then(|| text.to_owned())
+}
+
 /// In the order of their numbers.
 fn processors_of(answer: Value) -> Vec<Processor> {
     let mut processors: Vec<Processor> = serde_json::from_value(answer).unwrap_or_default();
     processors.sort_by_key(|processor| processor.cpu_index);
     processors
+}
+
+/// The kinds of the children that `qom-list` tells of.
+fn kinds(children: &Value) -> Vec<String> {
+    let kind = |child: &Value| {
+        let kind = child.get("type")?.as_str()?.strip_prefix("child<")?.strip_suffix('>')?;
+        Some(kind.to_owned())
+    };
+    children.as_array().into_iter().flatten().filter_map(kind).collect()
 }
 
 /// What the monitor for people says.

@@ -125,14 +125,3 @@ fn a_destination_of_ones_own_that_does_not_wait_is_refused() {
     }
     source.moves();
 }
-
-#[test]
-fn a_destination_of_ones_own_that_is_another_machine_is_found_out_and_the_guest_stays() {
-    const TEST: &str = "a_destination_of_ones_own_that_is_another_machine_is_found_out_and_the_guest_stays";
-    let Some(qemu) = qemu_or_skip(TEST) else { return };
-    let source = Source::start(&qemu, &[]);
-    let other = Source::start(&qemu, &["-incoming", "defer", "-device", "virtio-balloon-pci", "-m", "64"]);
-    let said = source.keeps_its_guest(&["--destination-qmp", text(&other.qmp())]);
-    said.tells(&["not moved: ", "the guest runs on its source, as before"]);
-    source.moves();
-}

@@ -24,6 +24,8 @@ mod support;
 
 /// Destinations that cannot be had: a sentence, a hint, and the source untouched.
 mod bad_destination;
+/// Destinations that differ from their source: each difference is named before anything is sent.
+mod compare;
 /// Sources that cannot be moved: a sentence, a hint, exit 2, and the source untouched.
 mod bad_input;
 /// Sizes, rates and times that are none: each flag refuses them before anything is touched.

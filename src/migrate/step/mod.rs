@@ -5,6 +5,8 @@
 pub mod survey;
 /// Starts the destination, or takes the one that the user started.
 pub mod destination;
+/// Holds a destination that waits against its source.
+pub mod compare;
 /// Sets downtime and bandwidth in the words that a QEMU has.
 pub mod limits;
 /// Sets both sides up, and the source back as it was.

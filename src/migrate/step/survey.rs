@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::check::{Blocker, Intent, blockers};
 use crate::host::{ProcessHandle, ProcessIdentity, ProcessView, runtime_directory, state_directory};
 use crate::migrate::journal;
-use crate::migrate::plan::{Destination, LostWrites, MadeFrom, Mode, Plan};
+use crate::migrate::plan::{Destination, MadeFrom, Mode, Plan, Risks};
 use crate::qemu::argv::CommandLine;
 use crate::qemu::template::{Origin, Placeholder, TemplateFile, Values, derive};
 use crate::qemu::{Inventory, Located, locate};
@@ -126,9 +126,9 @@ fn as_template_says(
 }
 
 fn intent(plan: &Plan) -> Intent {
-    match (plan.mode, plan.lost_writes) {
+    match (plan.mode, plan.risks) {
         (Mode::NonLive, _) => Intent::NonLive,
-        (Mode::Live, LostWrites::Refuse) => Intent::Live,
-        (Mode::Live, LostWrites::Accept) => Intent::LiveUnsafe,
+        (Mode::Live, Risks::Refuse) => Intent::Live,
+        (Mode::Live, Risks::Accept) => Intent::LiveUnsafe,
     }
 }

@@ -49,11 +49,11 @@ pub(super) fn lacking(source: &[FeatureWord], destination: &[FeatureWord]) -> Op
             (features != 0).then(|| FeatureWord { features, ..word.clone() })
         })
         .collect();
-    (!lacks.is_empty()).then_some(Difference::Features { lacks })
+    (!lacks.is_empty()).then(|| Difference::Features { lacks, names: Vec::new() })
 }
 
 /// The names of the features that a processor has. Hundreds of questions: for where there is something to explain.
-pub async fn named(client: &Client, processor: &str) -> Result<BTreeSet<String>, CallError> {
+pub(super) async fn named(client: &Client, processor: &str) -> Result<BTreeSet<String>, CallError> {
     let list = client.call(&words::qom_list { path: processor.to_owned() }, ANSWER_WITHIN).await?;
     let is_switch = |property: &&Value| property.get("type").and_then(Value::as_str) == Some("bool");
     let switches = list.as_array().into_iter().flatten().filter(is_switch);

@@ -86,6 +86,12 @@ impl Device {
         format!("{}/{}@{}", self.below, self.kind, self.address())
     }
 
+    /// Whether it is of one of these kinds, or part of one that is.
+    fn is_of(&self, kinds: &BTreeSet<String>) -> bool {
+        let above = self.below.split('/').filter_map(|part| part.split_once('@')).map(|(kind, _)| kind);
+        above.chain([self.kind.as_str()]).any(|kind| kinds.contains(kind))
+    }
+
     /// How people call it.
     fn name(&self) -> String {
         let address = self.address();
@@ -146,6 +152,11 @@ pub(super) fn parse(text: &str) -> Vec<Device> {
                         device.properties.insert(name.to_owned(), value.to_owned());
                     }
                 }
+                (Some(Branch::Device { number, .. }), None) => {
+                    if let (Some(device), Some(port)) = (devices.get_mut(*number), usb_port(content)) {
+                        device.properties.insert("port".to_owned(), port.to_owned());
+                    }
+                }
                 (Some(Branch::Bus { is_system, .. }), None) if content == "type System" => *is_system = true,
                 _ => {}
             }
@@ -162,6 +173,11 @@ fn device(content: &str) -> Option<(&str, &str)> {
     Some((kind, id.trim_matches('"')))
 }
 
+/// `addr 0.1, port 1, speed 480, name QEMU USB Tablet`: the property is empty where the user has named no port.
+fn usb_port(content: &str) -> Option<&str> {
+    content.strip_prefix("addr ")?.split_once(", port ")?.1.split(',').next()
+}
+
 /// Devices by their places; those that are just alike are counted.
 fn placed(devices: &[Device]) -> BTreeMap<(String, usize), &Device> {
     let mut alike: BTreeMap<String, usize> = BTreeMap::new();
@@ -174,8 +190,13 @@ fn placed(devices: &[Device]) -> BTreeMap<(String, usize), &Device> {
     devices.iter().map(place).zip(devices).collect()
 }
 
-/// What one of the two has and the other has not, and properties in which they differ.
-pub(super) fn differences(source: &[Device], destination: &[Device]) -> Vec<Difference> {
+/// What one of the two has and the other has not, and properties in which the user's own devices differ, which are of
+/// these kinds. Among those of the board are some that the guest sets (`smb_io_base` of PIIX4_PM, run on 7.2 to 11.1).
+pub(super) fn differences(
+    source: &[Device],
+    destination: &[Device],
+    users: &BTreeSet<String>,
+) -> Vec<Difference> {
     if source.is_empty() || destination.is_empty() {
         return Vec::new();
     }
@@ -186,7 +207,8 @@ pub(super) fn differences(source: &[Device], destination: &[Device]) -> Vec<Diff
             // What hangs below it is missing with it.
             None if is_below_a_missing_one(place, &here, &there) => {}
             None => found.push(Difference::Missing(device.name())),
-            Some(other) => found.extend(properties(device, other)),
+            Some(other) if device.is_of(users) => found.extend(properties(device, other)),
+            Some(_) => {}
         }
     }
     let extra = there.iter().filter(|(place, device)| {
@@ -242,8 +264,9 @@ mod tests {
         bus: x.0
           type usb-bus
           dev: usb-tablet, id \"\"
-            port = \"1\"
+            port = \"\"
             usb_version = 2 (0x2)
+            addr 0.1, port 1, speed 480, name QEMU USB Tablet
       dev: virtio-net-pci, id \"\"
         vectors = 3 (0x3)
         rombar = 1 (0x1)
@@ -257,12 +280,16 @@ mod tests {
       dev: isa-serial, id \"\"
 ";
 
+    fn users() -> BTreeSet<String> {
+        ["virtio-net-pci", "nec-usb-xhci"].map(str::to_owned).into()
+    }
+
     fn but(changes: &[(&str, &str)]) -> Vec<String> {
         let changed = changes.iter().fold(TREE.to_owned(), |tree, (from, to)| {
             assert!(tree.contains(from), "{from}");
             tree.replacen(from, to, 1)
         });
-        differences(&parse(TREE), &parse(&changed)).iter().map(ToString::to_string).collect()
+        differences(&parse(TREE), &parse(&changed), &users()).iter().map(ToString::to_string).collect()
     }
 
     #[test]
@@ -270,8 +297,8 @@ mod tests {
         let devices = parse(TREE);
         assert_eq!(devices.len(), 8);
         let tablet = devices.iter().find(|device| device.kind == "usb-tablet").unwrap();
-        assert_eq!(tablet.place(), "/i440FX-pcihost@/1/nec-usb-xhci@addr 05.0/1/usb-tablet@port \"1\"");
-        assert_eq!(tablet.name(), "usb-tablet at port \"1\" on x.0");
+        assert_eq!(tablet.place(), "/i440FX-pcihost@/1/nec-usb-xhci@addr 05.0/1/usb-tablet@port 1");
+        assert_eq!(tablet.name(), "usb-tablet at port 1 on x.0");
         assert_eq!(tablet.properties["usb_version"], "2 (0x2)");
         assert_eq!(parse("nothing of this form\n  at = all\n"), []);
     }
@@ -285,9 +312,10 @@ mod tests {
             ("bus: x.0", "bus: y.0"),
             ("  dev: ps2-mouse, id \"\"\n", ""),
             ("        p2 = 4 (0x4)\n", ""),
+            ("pci-hole64-size = 2147483648 (2 GiB)", "pci-hole64-size = 1 (1 B)"),
         ];
         assert_eq!(but(&free), [] as [&str; 0]);
-        assert_eq!(differences(&parse(TREE), &[]), [], "one that does not tell");
+        assert_eq!(differences(&parse(TREE), &[], &users()), [], "one that does not tell");
     }
 
     #[test]
@@ -298,11 +326,11 @@ mod tests {
         let (all, less) = (parse(TREE), parse(&without));
         let texts = |found: Vec<Difference>| found.iter().map(ToString::to_string).collect::<Vec<_>>();
         assert_eq!(
-            texts(differences(&all, &less)),
+            texts(differences(&all, &less, &users())),
             ["the destination has no nec-usb-xhci at addr 05.0 on pci.0 (id \"x\")"]
         );
         assert_eq!(
-            texts(differences(&less, &all)),
+            texts(differences(&less, &all, &users())),
             ["the source has no nec-usb-xhci at addr 05.0 on pci.0 (id \"x\"), and the destination has"]
         );
         assert_eq!(
