@@ -15,7 +15,7 @@ use super::plan::{Mode, Plan};
 use super::side::{Contact, Side};
 use super::step::destination::Held;
 use super::step::limits::QemuLimits;
-use super::step::prepare::{self, Originals};
+use super::step::prepare::{self, Originals, PrepareError};
 use super::step::survey::Source;
 use super::step::{destination, finish, survey};
 use crate::check::{Blocker, chain, lost_writes};
@@ -123,7 +123,7 @@ async fn with_destination(
     super::hold::at_point("destination").await;
     history.enter(PhaseName::Prepare);
     // A cancel waits until both sides are set up, a matter of milliseconds: nothing is then left half set.
-    let (uri, originals) = match prepare_both(plan, &source, &held, journal).await {
+    let (uri, originals) = match prepare_both(plan, &source, &held, history, journal).await {
         Ok(prepared) => prepared,
         Err((originals, blocker)) => {
             held.clear().await;
@@ -198,20 +198,25 @@ async fn prepare_both(
     plan: &Plan,
     source: &Source,
     held: &Held,
+    history: &mut History,
     journal: &mut Journal,
 ) -> Result<(String, Originals), (Option<Originals>, Blocker)> {
-    let blocker = |error: &prepare::PrepareError| Blocker::bare("prepare", chain(error));
+    let untouched = |error: PrepareError| (None, Blocker::from(error));
+    let found = prepare::settings(&source.client).await.map_err(untouched)?;
     let socket = destination::stream_socket(plan);
-    let uri = prepare::destination(&held.client, &socket).await.map_err(|error| (None, blocker(&error)))?;
-    let originals = prepare::originals(&source.client, source.limits_by).await;
-    let originals = originals.map_err(|error| (None, blocker(&error)))?;
+    let prepared = prepare::destination(&held.client, &socket, &found, held.started_by).await;
+    let (uri, agreement) = prepared.map_err(untouched)?;
+    let originals = found.originals(source.limits_by);
     let written = journal.write(&Step::Originals { originals: originals.clone() });
     written.map_err(|error| (None, error.into()))?;
+    for (name, why) in &agreement.dropped {
+        history.warn("switched-off", format!("the source's '{name}' is off for this migration: {why}"), None);
+    }
     let limits =
         QemuLimits::both(Controller::new(plan.limits.budget()).limit_ms(), plan.limits.max_bandwidth);
-    match prepare::source(&source.client, source.limits_by, limits, &originals).await {
+    match prepare::source(&source.client, source.limits_by, limits, &agreement).await {
         Ok(()) => Ok((uri, originals)),
-        Err(error) => Err((Some(originals), blocker(&error))),
+        Err(error) => Err((Some(originals), error.into())),
     }
 }
 

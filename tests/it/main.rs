@@ -60,6 +60,8 @@ mod handover;
 mod template;
 /// What a killed engine leaves is brought to its end by `recover`.
 mod recover;
+/// A migration that is held on its way, and what must be true after it.
+mod case;
 /// What a migration has left behind, told apart from what other tests have.
 mod audit;
 /// Each fault at each moment, with the end that is promised.

@@ -1,7 +1,5 @@
 //! A guest moved by the built command in every way that it offers: memory proven, never two, nothing left.
 
-use std::time::Duration;
-
 use qapi_qmp as words;
 use qmigrate::qmp::words::RunState;
 use qmigrate::qmp::{Client, Deadlines, Leg};
@@ -202,27 +200,11 @@ async fn somebody_elses_migration_is_seen_and_driven_where_the_monitor_is_free()
 async fn a_destination_that_the_user_started_gets_the_guest() {
     let Some(lab) = Lab::start("a_destination_of_the_users", 16, Some("10MiB/s")).await else { return };
     let source = lab.source();
-    let qmp = lab.directory.path().join("mine");
-    let words = qmigrate::host::command_line(source).unwrap();
-    let mut words = words.into_iter().map(|word| {
-        let text = word.into_string().unwrap();
-        text.replace(
-            &format!("unix:{}", lab.directory.path().join("qmp").display()),
-            &format!("unix:{}", qmp.display()),
-        )
-    });
-    let mut command = std::process::Command::new(words.next().unwrap());
-    let mut destination = command.args(words).args(["-incoming", "defer"]).spawn().unwrap();
-    until("the destination listens", async || qmp.exists()).await;
+    let (destination, qmp) = lab.by_hand(None, &["-incoming", "defer"]).await;
     let ended = lab.migrate(&["--destination-qmp", qmp.to_str().unwrap()]);
     assert_eq!(ended.code, 0, "{ended:?}");
-    let pid = destination.id().try_into().unwrap();
-    lab.never_two(source, pid);
-    let address = format!("unix:{}", qmp.display()).parse().unwrap();
-    let client = Client::connect(&address, Leg::Destination, Deadlines::default()).await.unwrap();
-    client.call(&words::quit {}, SOON).await.unwrap();
-    let waited = tokio::task::spawn_blocking(move || destination.wait());
-    tokio::time::timeout(Duration::from_secs(20), waited).await.unwrap().unwrap().unwrap();
+    lab.never_two(source, destination.pid());
+    lab.beats_on(destination.pid());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

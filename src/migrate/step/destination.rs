@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use qapi_qmp as words;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::prepare;
 use super::survey::{GREETING_WITHIN, Source};
@@ -15,7 +16,7 @@ use crate::qemu::dialect::Wish;
 use crate::qemu::rewrite::{Rename, Rewritten, Setting, rewrite};
 use crate::qemu::{ANSWER_WITHIN, Inventory, QemuName, locate, twin};
 use crate::qmp::words::{MigrationStatus, RunState};
-use crate::qmp::{Address, Client, Deadlines, Events, Leg};
+use crate::qmp::{Address, CallError, Client, Deadlines, Events, Leg};
 use crate::record::{LimitsBy, Moved, Warning};
 
 /// Where the destination's own output goes, in the migration's directory.
@@ -65,7 +66,9 @@ pub fn command_line(plan: &Plan, source: &Source) -> Result<Option<Rewritten>, B
     let Destination::Start { qemu, incoming, .. } = &plan.destination else { return Ok(None) };
     let (incoming, globals) = match incoming {
         Incoming::Defer => ("defer", Vec::new()),
-        Incoming::Literal(uri) => (uri.as_str(), prepare::globals_for_literal_incoming()),
+        Incoming::Literal(uri) => {
+            (uri.as_str(), prepare::globals_for_literal_incoming(&source.inventory.dialect))
+        }
     };
     let setting = Setting {
         id: &plan.id,
@@ -87,7 +90,7 @@ pub async fn get(
     abort: impl Future<Output = ()>,
 ) -> Result<(Held, Vec<Warning>), Blocker> {
     if let Destination::Started(name) = &plan.destination {
-        return Ok((started(name, plan.dialect, journal).await?, Vec::new()));
+        return Ok((started(name, plan.dialect, source, journal).await?, Vec::new()));
     }
     // The match above leaves the one kind that has a command line.
     let Some(rewritten) = command_line(plan, source)? else {
@@ -140,7 +143,12 @@ pub async fn get(
 }
 
 /// Takes a destination that the user started, and holds it: `stop` while it waits equals `-S`.
-async fn started(name: &QemuName, wish: Wish, journal: &mut Journal) -> Result<Held, Blocker> {
+async fn started(
+    name: &QemuName,
+    wish: Wish,
+    source: &Source,
+    journal: &mut Journal,
+) -> Result<Held, Blocker> {
     let located = locate(name, Leg::Destination, Deadlines { connect: GREETING_WITHIN }).await?;
     let client = located.client;
     let events = client.events();
@@ -158,6 +166,16 @@ async fn started(name: &QemuName, wish: Wish, journal: &mut Journal) -> Result<H
                 inventory.migration_status()
             ),
             "start it with the source's command line and -incoming defer",
+        ));
+    }
+    let (here, there) = tokio::try_join!(uuid(&source.client), uuid(&client))?;
+    if let (Some(here), Some(there)) = (here, there)
+        && here != there
+    {
+        return Err(Blocker::new(
+            "other-guest",
+            format!("the destination waits for another guest: its -uuid is {there}, and the source's {here}"),
+            "start it with the source's command line",
         ));
     }
     let Some((view, _)) = located.process else {
@@ -193,6 +211,13 @@ async fn started(name: &QemuName, wish: Wish, journal: &mut Journal) -> Result<H
         log: None,
         started_by: StartedBy::User,
     })
+}
+
+/// The guest's `-uuid`; a QEMU that was given none says zeros.
+async fn uuid(client: &Client) -> Result<Option<String>, CallError> {
+    let answer = client.call(&words::query_uuid {}, ANSWER_WITHIN).await?;
+    let text = answer.get("UUID").and_then(Value::as_str).unwrap_or_default();
+    Ok(text.contains(|digit| !matches!(digit, '0' | '-')).then(|| text.to_owned()))
 }
 
 /// Where the stream's socket is.
