@@ -68,5 +68,7 @@ mod audit;
 mod fault_matrix;
 /// Cases of QEMU's own tests, with this engine as the driver.
 mod qemu_suite;
+/// A link that carries nothing any more while both sides live.
+mod dead_link;
 /// People and programs that meddle while a guest is moved.
 mod meddling;
