@@ -15,7 +15,7 @@ use super::plan::{Mode, Plan, Risks};
 use super::side::{Contact, Side};
 use super::step::destination::Held;
 use super::step::limits::QemuLimits;
-use super::step::prepare::{self, Originals};
+use super::step::prepare::{self, Originals, PrepareError};
 use super::step::survey::Source;
 use super::step::{self, destination, finish, survey};
 use crate::check::{Blocker, chain, lost_writes};
@@ -119,7 +119,10 @@ async fn with_destination(
     history.enter(PhaseName::Prepare);
     // A cancel waits until both sides are set up, a matter of milliseconds: nothing is then left half set.
     let prepared = match compare(plan, hardware, &source, &held, history).await {
-        Ok(()) => prepare_both(plan, &source, &held, journal).await.map_err(|unready| unready.of(&held)),
+        Ok(()) => {
+            let prepared = prepare_both(plan, &source, &held, history, journal).await;
+            prepared.map_err(|unready| unready.of(&held))
+        }
         Err(blockers) => Err(Unready { originals: None, blockers }),
     };
     let (uri, originals) = match prepared {
@@ -232,22 +235,26 @@ async fn prepare_both(
     plan: &Plan,
     source: &Source,
     held: &Held,
+    history: &mut History,
     journal: &mut Journal,
 ) -> Result<(String, Originals), Unready> {
     let untouched = |blocker| Unready { originals: None, blockers: vec![blocker] };
-    let blocker = |error: &prepare::PrepareError| Blocker::bare("prepare", chain(error));
+    let refused = |error: PrepareError| untouched(error.into());
+    let found = prepare::settings(&source.client).await.map_err(refused)?;
     let socket = destination::stream_socket(plan);
-    let uri =
-        prepare::destination(&held.client, &socket).await.map_err(|error| untouched(blocker(&error)))?;
-    let originals = prepare::originals(&source.client, source.limits_by).await;
-    let originals = originals.map_err(|error| untouched(blocker(&error)))?;
+    let prepared = prepare::destination(&held.client, &socket, &found, held.started_by).await;
+    let (uri, agreement) = prepared.map_err(refused)?;
+    let originals = found.originals(source.limits_by);
     let written = journal.write(&Step::Originals { originals: originals.clone() });
     written.map_err(|error| untouched(error.into()))?;
+    for (name, why) in &agreement.dropped {
+        history.warn("switched-off", format!("the source's '{name}' is off for this migration: {why}"), None);
+    }
     let limits =
         QemuLimits::both(Controller::new(plan.limits.budget()).limit_ms(), plan.limits.max_bandwidth);
-    match prepare::source(&source.client, source.limits_by, limits, &originals).await {
+    match prepare::source(&source.client, source.limits_by, limits, &agreement).await {
         Ok(()) => Ok((uri, originals)),
-        Err(error) => Err(Unready { originals: Some(originals), blockers: vec![blocker(&error)] }),
+        Err(error) => Err(Unready { originals: Some(originals), blockers: vec![error.into()] }),
     }
 }
 

@@ -5,7 +5,7 @@
 //! as the arguments of a command or the words of an enum, only `query-qmp-schema` tells (30 ms and 150 to 250 KB),
 //! which is asked where somebody wants to see it and never on the way of a migration.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use qapi_qmp as words;
 use serde_json::{Map, Value};
@@ -55,7 +55,7 @@ pub enum LimitsError {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Dialect {
     commands: BTreeSet<String>,
-    capabilities: BTreeSet<String>,
+    capabilities: BTreeMap<String, bool>,
     parameters: Map<String, Value>,
 }
 
@@ -72,13 +72,13 @@ impl Dialect {
 
     /// From the answers to the three questions. What has another shape than expected is taken as absent.
     pub fn from_answers(commands: &Value, capabilities: &Value, parameters: Value) -> Self {
-        let names = |list: &Value, key: &str| {
-            let entries = list.as_array().into_iter().flatten();
-            entries.filter_map(|entry| entry.get(key)?.as_str().map(str::to_owned)).collect()
-        };
+        let entries = |list: &Value| list.as_array().cloned().into_iter().flatten();
+        let text = |entry: &Value, key: &str| entry.get(key)?.as_str().map(str::to_owned);
+        let is_on = |entry: &Value| entry.get("state").and_then(Value::as_bool).unwrap_or(false);
+        let capability = |entry: Value| Some((text(&entry, "capability")?, is_on(&entry)));
         Self {
-            commands: names(commands, "name"),
-            capabilities: names(capabilities, "capability"),
+            commands: entries(commands).filter_map(|entry| text(&entry, "name")).collect(),
+            capabilities: entries(capabilities).filter_map(capability).collect(),
             parameters: if let Value::Object(parameters) = parameters { parameters } else { Map::new() },
         }
     }
@@ -95,17 +95,27 @@ impl Dialect {
 
     /// Whether it has a capability, on or off.
     pub fn has_capability(&self, name: &str) -> bool {
-        self.capabilities.contains(name)
+        self.capabilities.contains_key(name)
+    }
+
+    /// Whether a capability was on when asked.
+    pub fn is_on(&self, name: &str) -> bool {
+        self.capabilities.get(name).copied().unwrap_or(false)
     }
 
     /// Its capabilities, by name.
     pub fn capabilities(&self) -> impl Iterator<Item = &str> {
-        self.capabilities.iter().map(String::as_str)
+        self.capabilities.keys().map(String::as_str)
     }
 
     /// A parameter as it was set when asked; absent where the QEMU has none of that name.
     pub fn parameter(&self, name: &str) -> Option<&Value> {
         self.parameters.get(name)
+    }
+
+    /// All its parameters as they were set when asked.
+    pub fn all_parameters(&self) -> &Map<String, Value> {
+        &self.parameters
     }
 
     /// Its parameters, by name.

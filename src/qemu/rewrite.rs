@@ -36,8 +36,8 @@ const PRIVATE_PREFIX: &str = ".qmigrate-";
 
 /// What character devices are called that stand for `file:`, before their number.
 pub(super) const DEVICE_PREFIX: &str = "qmigrate";
-/// The `-global` values that set a destination up which listens from its start: there is no time to tell it then.
-pub const GLOBALS_FOR_LITERAL_INCOMING: [&str; 2] = ["migration.x-events=on", "migration.x-return-path=on"];
+/// How the engine's own `-global` begins: in the long form, which tells it from a user's.
+const OWN_GLOBAL: &str = "driver=migration,property=";
 
 /// Options whose value is a character device in the short form (`unix:...`, `file:...`, `stdio`).
 pub(super) const CHARACTER_DEVICES: [&str; 7] =
@@ -109,6 +109,16 @@ pub enum RewriteError {
     /// Disks whose writes go to a private temporary file.
     #[error("the source runs with {0}: what it wrote is in a temporary file that no second QEMU can open")]
     Snapshot(String),
+}
+
+/// A `-global` value that sets a destination up which listens from its start: there is no time to tell it then.
+pub fn own_global(property: &str, value: &str) -> String {
+    format!("{OWN_GLOBAL}{property},value={value}")
+}
+
+/// Whether a `-global` is the engine's.
+pub(super) fn is_own_global(value: &str) -> bool {
+    value.starts_with(OWN_GLOBAL)
 }
 
 /// Makes the destination's command line.
@@ -222,7 +232,7 @@ impl Work<'_> {
                 Some("gdbserver: open one on the destination with the monitor's command 'gdbserver'"),
             ),
             "L" if self.rewritten.line.options.contains(option) => {}
-            "global" if GLOBALS_FOR_LITERAL_INCOMING.contains(&value) => {}
+            "global" if is_own_global(value) => {}
             "pidfile" => {
                 let path = self.own_name("pidfile", Path::new(value));
                 self.push(CommandOption::with_value("pidfile", path.to_string_lossy()));

@@ -131,7 +131,8 @@ fn a_socket_path_that_would_grow_too_long_moves_to_the_runtime_directory() {
 
 #[test]
 fn what_each_move_would_add_anew_does_not_pile_up() {
-    let moved = options("-L /a -L /b -m 1G -L /a -global migration.x-events=on -S -incoming tcp:0:4444");
+    let own = "-global driver=migration,property=x-events,value=on";
+    let moved = options(&format!("-L /a -L /b -m 1G -L /a {own} -S -incoming tcp:0:4444"));
     assert!(moved.starts_with("-L /a -L /b -m 1G -machine"), "{moved}");
     assert!(!moved.contains("x-events"), "{moved}");
     // The one that the guest was started with stays, however often it is moved.
@@ -151,13 +152,13 @@ fn another_qemu_replaces_loader_and_program() {
         machine: None,
         incoming: "tcp:0:4444",
         qemu: Some(Path::new("/new/qemu-system-x86_64")),
-        globals: &["migration.x-events=on".to_owned()],
+        globals: &[own_global("x-events", "on")],
     };
     let made = rewrite(&line("/q/ld.so --library-path /l /q/qemu-system-x86_64 -m 1G"), &setting).unwrap();
     assert_eq!(
         spaced(&made.line),
         "/new/qemu-system-x86_64 -m 1G -qmp unix:/run/qmigrate/k3f9x2ab/qmp,server=on,wait=off -S \
-         -global migration.x-events=on -incoming tcp:0:4444"
+         -global driver=migration,property=x-events,value=on -incoming tcp:0:4444"
     );
 }
 

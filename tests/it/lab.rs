@@ -1,5 +1,6 @@
 //! A real guest with a heart, the built command to move it, and points at which the engine is held.
 
+use std::ffi::{OsStr, OsString};
 use std::io::Read;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use qapi_qmp as words;
 use qmigrate::guest::{Accelerator, Content, Pattern, Workload};
-use qmigrate::host::ProcessHandle;
+use qmigrate::host::{ProcessHandle, ProcessView};
 use qmigrate::lab::subject::{Board, SECOND_MONITOR, Subject};
 use qmigrate::observe::heartbeat::{Handover, Sequence};
 use qmigrate::qmp::words::{RunState, StatusInfo};
@@ -83,17 +84,36 @@ impl Lab {
         }
     }
 
-    /// A destination that the user starts by hand, with its monitor at `qmp`.
-    pub(crate) async fn destination_of_the_users(&self, qmp: &Path) -> Child {
-        let old = self.directory.path().join("qmp");
-        let named = |path: &Path| format!("unix:{}", path.display());
+    /// Starts a destination as a user would: with the source's words but for the `-uuid`, and with these; gives its
+    /// process, which ends with its owner, and its QMP socket.
+    pub(crate) async fn by_hand(&self, uuid: Option<&str>, more: &[&str]) -> (support::Process, PathBuf) {
+        let place = tempfile::Builder::new().prefix("mine").tempdir_in(self.directory.path()).unwrap().keep();
+        let own = |word: &str| {
+            [SECOND_MONITOR, "qmp"].into_iter().fold(word.to_owned(), |word, name| {
+                let name = |directory: &Path| format!("unix:{},", directory.join(name).display());
+                word.replace(&name(self.directory.path()), &name(&place))
+            })
+        };
         let words = qmigrate::host::command_line(self.source()).unwrap();
-        let mut words =
-            words.into_iter().map(|word| word.into_string().unwrap().replace(&named(&old), &named(qmp)));
-        let mut command = Command::new(words.next().unwrap());
-        let child = command.args(words).args(["-incoming", "defer"]).spawn().unwrap();
-        until("the destination listens", async || UnixStream::connect(qmp).is_ok()).await;
-        child
+        let mut words: Vec<OsString> = words.iter().map(|word| own(&word.to_string_lossy()).into()).collect();
+        if let Some(at) = words.iter().position(|word| word == "-uuid") {
+            words.drain(at..at + 2);
+        }
+        words.extend(
+            uuid.iter().flat_map(|uuid| ["-uuid", uuid]).chain(more.iter().copied()).map(OsString::from),
+        );
+        // A QEMU that stands somewhere else than it was built for finds its parts by its environment.
+        let view = ProcessView::read(self.source()).unwrap();
+        let variable = |(name, value): &(OsString, OsString)| [name.as_os_str(), value].join(OsStr::new("="));
+        words.splice(0..0, view.environment.iter().map(variable));
+        let process = support::Process::start(Path::new("/usr/bin/env"), &words, place.join("log"));
+        let qmp = place.join("qmp");
+        until("the destination listens", async || {
+            assert!(lives(process.pid()), "{}", process.log());
+            UnixStream::connect(&qmp).is_ok()
+        })
+        .await;
+        (process, qmp)
     }
 
     /// Moves the guest.

@@ -62,11 +62,15 @@ mod handover;
 mod template;
 /// What a killed engine leaves is brought to its end by `recover`.
 mod recover;
+/// A migration that is held on its way, and what must be true after it.
+mod case;
 /// What a migration has left behind, told apart from what other tests have.
 mod audit;
 /// Each fault at each moment, with the end that is promised.
 mod fault_matrix;
 /// Cases of QEMU's own tests, with this engine as the driver.
 mod qemu_suite;
+/// A link that carries nothing any more while both sides live.
+mod dead_link;
 /// People and programs that meddle while a guest is moved.
 mod meddling;

@@ -1,7 +1,5 @@
 //! A guest moved by the built command in every way that it offers: memory proven, never two, nothing left.
 
-use std::time::Duration;
-
 use qapi_qmp as words;
 use qmigrate::qmp::words::RunState;
 use qmigrate::qmp::{Client, Deadlines, Leg};
@@ -201,17 +199,12 @@ async fn somebody_elses_migration_is_seen_and_driven_where_the_monitor_is_free()
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_destination_that_the_user_started_gets_the_guest() {
     let Some(lab) = Lab::start("a_destination_of_the_users", 16, Some("10MiB/s")).await else { return };
-    let qmp = lab.directory.path().join("mine");
-    let mut destination = lab.destination_of_the_users(&qmp).await;
+    let source = lab.source();
+    let (destination, qmp) = lab.by_hand(None, &["-incoming", "defer"]).await;
     let ended = lab.migrate(&["--destination-qmp", qmp.to_str().unwrap()]);
     assert_eq!(ended.code, 0, "{ended:?}");
-    let pid = destination.id().try_into().unwrap();
-    lab.never_two(lab.source(), pid);
-    let address = format!("unix:{}", qmp.display()).parse().unwrap();
-    let client = Client::connect(&address, Leg::Destination, Deadlines::default()).await.unwrap();
-    client.call(&words::quit {}, SOON).await.unwrap();
-    let waited = tokio::task::spawn_blocking(move || destination.wait());
-    tokio::time::timeout(Duration::from_secs(20), waited).await.unwrap().unwrap().unwrap();
+    lab.never_two(source, destination.pid());
+    lab.beats_on(destination.pid());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -69,7 +69,9 @@ pub fn command_line(plan: &Plan, source: &Source) -> Result<Option<Rewritten>, B
     let Destination::Start { qemu, incoming, .. } = &plan.destination else { return Ok(None) };
     let (incoming, globals) = match incoming {
         Incoming::Defer => ("defer", Vec::new()),
-        Incoming::Literal(uri) => (uri.as_str(), prepare::globals_for_literal_incoming()),
+        Incoming::Literal(uri) => {
+            (uri.as_str(), prepare::globals_for_literal_incoming(&source.inventory.dialect))
+        }
     };
     let setting = Setting {
         id: &plan.id,

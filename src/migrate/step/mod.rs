@@ -9,6 +9,8 @@ pub mod destination;
 pub mod compare;
 /// Sets downtime and bandwidth in the words that a QEMU has.
 pub mod limits;
+/// Which capabilities both sides need.
+pub mod agree;
 /// Sets both sides up, and the source back as it was.
 pub mod prepare;
 /// Ends what is over, and gives the guest its names.

@@ -1,26 +1,26 @@
-//! Sets both sides up, and the source back as it was.
+//! Sets both sides up as they [agree](super::agree), and the source back as it was.
 //!
-//! `events` makes QEMU tell each change of status; `return-path` makes the source wait for the destination's verdict
-//! (without it a source says completed though its destination has died: run on 7.2 and 11.1); `late-block-activate`
-//! keeps the destination from taking image locks before `cont` (what 10.0 always does). All three are set on both
-//! sides wherever a QEMU knows them. The destination comes first: as long as it can still refuse, nothing of the
-//! source has been changed.
+//! The destination comes first: as long as it can still refuse, nothing of the source has been changed.
 
 use std::path::Path;
 use std::time::Duration;
 
 use qapi_qmp as words;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Map, Value};
 
+use super::agree::{self, Agreement, Capabilities};
+use super::destination::StartedBy;
 use super::limits::{self, QemuLimits};
+use crate::check::{Blocker, chain};
 use crate::qemu::ANSWER_WITHIN;
-use crate::qemu::rewrite::GLOBALS_FOR_LITERAL_INCOMING;
+use crate::qemu::dialect::Dialect;
+use crate::qemu::rewrite::own_global;
+use crate::qmp::words::commands::{CapabilityState, MigrateSetCapabilities, MigrateSetParameters};
 use crate::qmp::words::{MigrationInfo, SocketAddress};
 use crate::qmp::{CallError, Client, Leg};
 use crate::record::LimitsBy;
 
-const CAPABILITIES: [&str; 3] = ["events", "return-path", "late-block-activate"];
 /// The limits of a QEMU that does not tell its own: 2.4 to 2.7 (their documentation).
 const UNTOLD: QemuLimits = QemuLimits { downtime_ms: Some(300), bytes_per_second: Some(32 << 20) };
 
@@ -32,8 +32,15 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// How the source was set up before.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Originals {
-    capabilities: Vec<(String, bool)>,
+    capabilities: Capabilities,
     limits: QemuLimits,
+}
+
+/// How a QEMU is set up: its capabilities and all its parameters.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    capabilities: Capabilities,
+    parameters: Map<String, Value>,
 }
 
 /// A side could not be set up.
@@ -42,29 +49,55 @@ pub enum PrepareError {
     /// QEMU said no, or nothing.
     #[error(transparent)]
     Call(#[from] CallError),
-    /// The words of this crate and of QEMU do not fit together.
-    #[error("'{0}' cannot be said to QEMU")]
-    Words(&'static str),
     /// The destination listens nowhere that a source could reach.
     #[error("the destination does not say where it listens")]
     ListensNowhere,
+    /// The destination listens already, and expects another stream than the source's.
+    #[error("the destination listens already, and '{0}' is not there as it is on the source")]
+    Unlike(String),
 }
 
-/// Makes the destination listen; gives the address to which the source sends.
-pub async fn destination(client: &Client, socket: &Path) -> Result<String, PrepareError> {
-    let (told, known) = tokio::try_join!(
-        async { Ok(client.call_as::<MigrationInfo, _>(&words::query_migrate {}, ANSWER_WITHIN).await?) },
-        capabilities(client),
-    )?;
-    if let Some(address) = told.socket_address.first() {
-        // Started with a literal -incoming: its capabilities came by -global, and cannot be changed any more.
-        return reachable(address).ok_or(PrepareError::ListensNowhere);
+impl From<PrepareError> for Blocker {
+    fn from(error: PrepareError) -> Self {
+        let hint = matches!(error, PrepareError::Unlike(_))
+            .then(|| "start it with -incoming defer, or set the source as it is there".to_owned());
+        Self { hint, ..Self::bare("prepare", chain(&error)) }
     }
-    set_capabilities(client, &wanted(&known)).await?;
+}
+
+/// Makes the destination listen for the stream of a source that is set up so; gives the address to which the source
+/// sends, and what they agree on.
+pub async fn destination(
+    client: &Client,
+    socket: &Path,
+    source: &Settings,
+    started_by: StartedBy,
+) -> Result<(String, Agreement), PrepareError> {
+    let (told, mut found) = tokio::try_join!(
+        async { Ok(client.call_as::<MigrationInfo, _>(&words::query_migrate {}, ANSWER_WITHIN).await?) },
+        settings(client),
+    )?;
+    let channels = agree::of_channels(&source.parameters);
+    if let Some(address) = told.socket_address.first() {
+        // What it has off cannot be switched on any more: it is as if it did not know it.
+        found.capabilities.retain(|&(_, on)| on);
+        let agreement = agree::agree(&source.capabilities, &found.capabilities, started_by);
+        let unlike = agreement.destination.first().map(|(name, _)| name.as_str());
+        let differs = agreement.has_channels && agree::of_channels(&found.parameters) != channels;
+        if let Some(name) = unlike.or(differs.then_some("multifd-channels or -compression")) {
+            return Err(PrepareError::Unlike(name.to_owned()));
+        }
+        return Ok((reachable(address).ok_or(PrepareError::ListensNowhere)?, agreement));
+    }
+    let agreement = agree::agree(&source.capabilities, &found.capabilities, started_by);
+    set_capabilities(client, &agreement.destination).await?;
+    if agreement.has_channels {
+        client.call(&MigrateSetParameters(channels), ANSWER_WITHIN).await?;
+    }
     let uri = format!("unix:{}", socket.display());
     let incoming = words::migrate_incoming { uri: Some(uri.clone()), channels: None, exit_on_error: None };
     client.call(&incoming, ANSWER_WITHIN).await?;
-    Ok(uri)
+    Ok((uri, agreement))
 }
 
 /// What a source on the same host has to connect to. A destination says what it is bound to, which may be every
@@ -83,8 +116,15 @@ fn reachable(address: &SocketAddress) -> Option<String> {
 }
 
 /// The `-global` values that set a destination up which listens from its start.
-pub fn globals_for_literal_incoming() -> Vec<String> {
-    GLOBALS_FOR_LITERAL_INCOMING.map(str::to_owned).to_vec()
+pub fn globals_for_literal_incoming(source: &Dialect) -> Vec<String> {
+    let names: Vec<_> = agree::for_literal_incoming(|name| source.is_on(name)).collect();
+    let mut globals: Vec<_> = names.iter().map(|name| own_global(&format!("x-{name}"), "on")).collect();
+    if names.contains(&agree::MULTIFD) {
+        let channels = agree::of_channels(source.all_parameters());
+        let as_text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        globals.extend(channels.iter().map(|(name, value)| own_global(name, &as_text(value))));
+    }
+    globals
 }
 
 /// Sets the source up.
@@ -92,21 +132,30 @@ pub async fn source(
     client: &Client,
     by: LimitsBy,
     limits: QemuLimits,
-    originals: &Originals,
+    agreement: &Agreement,
 ) -> Result<(), PrepareError> {
-    set_capabilities(client, &wanted(&originals.capabilities)).await?;
+    set_capabilities(client, &agreement.source).await?;
     Ok(limits::send(client, by, limits, ANSWER_WITHIN).await?)
 }
 
-/// How the source is set up now.
-pub async fn originals(client: &Client, by: LimitsBy) -> Result<Originals, PrepareError> {
+/// How a QEMU is set up now.
+pub async fn settings(client: &Client) -> Result<Settings, PrepareError> {
     let (capabilities, parameters) = tokio::try_join!(capabilities(client), async {
         Ok(client.call(&words::query_migrate_parameters {}, ANSWER_WITHIN).await?)
     })?;
-    Ok(Originals { capabilities, limits: original_limits(by, &parameters) })
+    let parameters = if let Value::Object(parameters) = parameters { parameters } else { Map::new() };
+    Ok(Settings { capabilities, parameters })
 }
 
-fn original_limits(by: LimitsBy, parameters: &Value) -> QemuLimits {
+impl Settings {
+    /// What of them is to be set back.
+    pub fn originals(&self, by: LimitsBy) -> Originals {
+        let limits = original_limits(by, &self.parameters);
+        Originals { capabilities: self.capabilities.clone(), limits }
+    }
+}
+
+fn original_limits(by: LimitsBy, parameters: &Map<String, Value>) -> QemuLimits {
     let read = |name| parameters.get(name).and_then(Value::as_u64);
     let (downtime_ms, bytes_per_second) = (read("downtime-limit"), read("max-bandwidth"));
     match by {
@@ -118,12 +167,13 @@ fn original_limits(by: LimitsBy, parameters: &Value) -> QemuLimits {
     }
 }
 
-/// Sets the source back as it was found. Only what differs is set: QEMU may refuse what it once allowed.
+/// Sets a QEMU as the source was found. Only what it knows and has otherwise is set: QEMU may refuse what it once
+/// allowed.
 pub async fn restore(client: &Client, by: LimitsBy, originals: &Originals) -> Result<(), PrepareError> {
     free(client).await;
     let now = capabilities(client).await?;
-    let changed: Vec<_> =
-        originals.capabilities.iter().filter(|capability| !now.contains(capability)).cloned().collect();
+    let is_otherwise = |(name, on): &&(String, bool)| now.contains(&(name.clone(), !on));
+    let changed: Vec<_> = originals.capabilities.iter().filter(is_otherwise).cloned().collect();
     set_capabilities(client, &changed).await?;
     Ok(limits::send(client, by, originals.limits, ANSWER_WITHIN).await?)
 }
@@ -143,27 +193,21 @@ async fn free(client: &Client) {
     }
 }
 
-async fn capabilities(client: &Client) -> Result<Vec<(String, bool)>, PrepareError> {
+async fn capabilities(client: &Client) -> Result<Capabilities, PrepareError> {
     let answer = client.call(&words::query_migrate_capabilities {}, ANSWER_WITHIN).await?;
     let capability =
         |entry: &Value| Some((entry.get("capability")?.as_str()?.to_owned(), entry.get("state")?.as_bool()?));
     Ok(answer.as_array().into_iter().flatten().filter_map(capability).collect())
 }
 
-/// The capabilities to switch on, of those that this QEMU knows.
-fn wanted(known: &[(String, bool)]) -> Vec<(String, bool)> {
-    let off = |name: &&str| known.iter().any(|(known, on)| known == name && !on);
-    CAPABILITIES.iter().filter(|name| off(name)).map(|&name| (name.to_owned(), true)).collect()
-}
-
 async fn set_capabilities(client: &Client, capabilities: &[(String, bool)]) -> Result<(), PrepareError> {
     if capabilities.is_empty() {
         return Ok(());
     }
-    let entries =
-        capabilities.iter().map(|(name, on)| json!({"capability": name, "state": on})).collect::<Vec<_>>();
-    let command: words::migrate_set_capabilities = serde_json::from_value(json!({ "capabilities": entries }))
-        .map_err(|_| PrepareError::Words("a capability"))?;
+    let capabilities = capabilities.iter().cloned();
+    let capabilities =
+        capabilities.map(|(capability, state)| CapabilityState { capability, state }).collect();
+    let command = MigrateSetCapabilities { capabilities };
     client.call(&command, ANSWER_WITHIN).await?;
     Ok(())
 }
@@ -171,6 +215,7 @@ async fn set_capabilities(client: &Client, capabilities: &[(String, bool)]) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn a_source_connects_to_an_address_that_it_can_reach() {
@@ -187,17 +232,11 @@ mod tests {
 
     #[test]
     fn a_qemu_that_does_not_tell_its_limits_gets_its_defaults_back() {
-        let told = json!({ "downtime-limit": 70, "max-bandwidth": 0, "compress-level": 1 });
+        let map = |value: Value| value.as_object().cloned().unwrap();
+        let told = map(json!({ "downtime-limit": 70, "max-bandwidth": 0, "compress-level": 1 }));
         let found = QemuLimits { downtime_ms: Some(70), bytes_per_second: Some(0) };
         assert_eq!(original_limits(LimitsBy::OldCommands, &told), found);
         assert_eq!(original_limits(LimitsBy::Parameters, &told), found);
-        assert_eq!(original_limits(LimitsBy::OldCommands, &json!({ "compress-level": 1 })), UNTOLD);
-    }
-
-    #[test]
-    fn only_what_a_qemu_knows_and_has_off_is_switched_on() {
-        let known =
-            [("events".to_owned(), true), ("return-path".to_owned(), false), ("xbzrle".to_owned(), false)];
-        assert_eq!(wanted(&known), [("return-path".to_owned(), true)]);
+        assert_eq!(original_limits(LimitsBy::OldCommands, &map(json!({ "compress-level": 1 }))), UNTOLD);
     }
 }

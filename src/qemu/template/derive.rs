@@ -9,8 +9,8 @@ use super::{Placeholder, Template, Values, Word};
 use crate::host::ProcessView;
 use crate::qemu::argv::{CommandLine, CommandOption, KeyValues};
 use crate::qemu::rewrite::{
-    CHARACTER_DEVICES, DEVICE_PREFIX, GLOBALS_FOR_LITERAL_INCOMING, is_engine_made, own_stops,
-    public_log_name, public_name, qmp_sockets, resolved,
+    CHARACTER_DEVICES, DEVICE_PREFIX, is_engine_made, is_own_global, own_stops, public_log_name, public_name,
+    qmp_sockets, resolved,
 };
 
 /// Stands for a value while the text around it is written; no argument can have it.
@@ -131,7 +131,7 @@ impl<'a> Work<'a> {
         }
         match option.name.as_str() {
             "incoming" => {}
-            "global" if self.has_moved() && GLOBALS_FOR_LITERAL_INCOMING.contains(&value) => {}
+            "global" if self.has_moved() && is_own_global(value) => {}
             "" => self.template.words.push(Word::from(value)),
             "name" => {
                 let value = self.name(value);

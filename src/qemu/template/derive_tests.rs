@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::host::Credentials;
-use crate::qemu::rewrite::{Setting, rewrite};
+use crate::qemu::rewrite::{Setting, own_global, rewrite};
 use crate::qemu::template::{Parsed, fill, parse};
 use crate::record::MigrationId;
 
@@ -77,8 +77,9 @@ fn what_a_migration_added_comes_off_again() {
     let text = "-qmp unix:/run/.qmigrate-k3f9x2ab/q,server=on -pidfile .qmigrate-k3f9x2ab/p \
          -vnc unix:/run/.qmigrate-k3f9x2ab/v,password=on -chardev file,append=on,id=c,path=/c \
          -chardev file,id=qmigrate0,path=/l/a,,b,append=on -serial chardev:qmigrate0 -D /l/q.log.k3f9x2ab \
-         -qmp unix:/run/qmigrate/k3f9x2ab/qmp,server=on,wait=off -S -global migration.x-events=on \
-         -global migration.x-return-path=on -global x.y=z -incoming tcp:0:0";
+         -qmp unix:/run/qmigrate/k3f9x2ab/qmp,server=on,wait=off -S \
+         -global driver=migration,property=x-events,value=on -global driver=migration,property=x-return-path,value=on \
+         -global x.y=z -incoming tcp:0:0";
     assert_eq!(
         options(text),
         [
@@ -93,10 +94,11 @@ fn what_a_migration_added_comes_off_again() {
     );
     assert_eq!(options("-S -m 1G -S -incoming defer"), ["-S", "-m 1G"]);
     // The same from somebody who has written it so.
-    let own = "-chardev file,append=on,id=qmigrate0,path=/c -serial chardev:qmigrate0 -global migration.x-events=on";
+    let own = "-chardev file,append=on,id=qmigrate0,path=/c -serial chardev:qmigrate0 \
+         -global driver=migration,property=x-events,value=on";
     let lines = ["-chardev file,append=on,id=qmigrate0,path=/c", "-serial chardev:qmigrate0"];
     assert_eq!(options(own)[..2], lines);
-    assert_eq!(options(own)[2], "-global migration.x-events=on");
+    assert_eq!(options(own)[2], "-global driver=migration,property=x-events,value=on");
 }
 
 #[test]
@@ -181,7 +183,7 @@ fn a_template_is_the_same_after_every_move() {
         "unix:/p/vnc",
     ]);
     let template = derived(&source).template;
-    let globals = GLOBALS_FOR_LITERAL_INCOMING.map(str::to_owned);
+    let globals = [own_global("x-multifd", "on")];
     let mut now = source;
     for turn in 0..3 {
         now = moved(&now, if turn == 1 { &globals } else { &[] });

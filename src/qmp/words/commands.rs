@@ -2,7 +2,7 @@
 
 use qapi::Command;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// `migrate_set_downtime`: the longest blackout. Gone in 6.0, where `migrate-set-parameters` does it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -31,6 +31,41 @@ impl Command for MigrateSetSpeed {
     type Ok = Value;
 
     const NAME: &'static str = "migrate_set_speed";
+    const ALLOW_OOB: bool = false;
+}
+
+/// `migrate-set-capabilities` with names as another QEMU told them: older ones have some that are gone from the schema.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct MigrateSetCapabilities {
+    /// The capabilities, on or off.
+    pub capabilities: Vec<CapabilityState>,
+}
+
+/// A capability, on or off.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CapabilityState {
+    /// Its name.
+    pub capability: String,
+    /// Whether it is on.
+    pub state: bool,
+}
+
+impl Command for MigrateSetCapabilities {
+    type Ok = Value;
+
+    const NAME: &'static str = "migrate-set-capabilities";
+    const ALLOW_OOB: bool = false;
+}
+
+/// `migrate-set-parameters` with values as another QEMU told them: newer ones have words that the schema lacks.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(transparent)]
+pub struct MigrateSetParameters(pub Map<String, Value>);
+
+impl Command for MigrateSetParameters {
+    type Ok = Value;
+
+    const NAME: &'static str = "migrate-set-parameters";
     const ALLOW_OOB: bool = false;
 }
 
