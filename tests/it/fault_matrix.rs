@@ -187,16 +187,16 @@ fn draw(text: &mut String, version: &str, verdicts: &[&Verdict]) {
         let Cell { before, fault, moment, .. } = verdict.cell;
         rows.entry((before, fault)).or_default().insert(moment, verdict);
     }
-    write!(text, "\n{:<55}", format!("QEMU {version}")).unwrap();
+    write!(text, "\n{:<60}", format!("QEMU {version}")).unwrap();
     for moment in Moment::ALL {
-        write!(text, " {:<19}", moment.hold()).unwrap();
+        write!(text, " {:<23}", moment.hold()).unwrap();
     }
     for ((before, fault), row) in &rows {
         let paused = if *before == Before::Paused { "+paused" } else { "" };
-        write!(text, "\n{:<28}{:<27}", format!("{fault:?}{paused}"), fault.words()).unwrap();
+        write!(text, "\n{:<26} {:<33}", format!("{fault:?}{paused}"), fault.words()).unwrap();
         for moment in Moment::ALL {
             let shown = row.get(&moment).map_or_else(|| "-".to_owned(), |verdict| shown(verdict));
-            write!(text, " {shown:<19}").unwrap();
+            write!(text, " {shown:<23}").unwrap();
         }
     }
     text.push('\n');

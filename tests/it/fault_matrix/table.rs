@@ -52,8 +52,8 @@ impl Moment {
             Self::Prepared => "prepared",
             Self::Streaming => "streaming",
             Self::Switchover => "switchover",
-            Self::Armed => "both completed, no `cont` decided",
-            Self::Committed => "both completed, just before `cont`",
+            Self::Armed => "both completed, `cont` not decided yet",
+            Self::Committed => "both completed, `cont` written down and not sent yet",
             Self::Arrived => "after `cont`",
         }
     }
