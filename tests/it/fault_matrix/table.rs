@@ -324,7 +324,8 @@ const TABLE: [(Fault, [Expected; 7]); 23] = [
     (Fault::SomebodySetsLimits, [THERE, THERE, THERE, THERE, THERE, THERE, THERE]),
 ];
 
-/// The same for a guest that was paused before, which stands still wherever it ends up.
+/// The same for a guest that was paused before, which stands still wherever it ends up. It gets no `cont`, so that it is
+/// never armed; and nothing is left for its final copy, which is over before a fault can be made in it.
 const PAUSED: [(Fault, Moment, Expected); 11] = [
     (Fault::DestinationKilled, Moment::Prepared, BACK_PAUSED),
     (Fault::DestinationKilled, Moment::Streaming, BACK_PAUSED),
