@@ -29,7 +29,7 @@ const HANGS: Duration = Duration::from_millis(200);
 /// Writes the word "panicked" to the port of pvpanic.
 const PANIC: &str = "o /b 0x505 1";
 /// Writes "sleep in S5" to the port of ACPI's power management where `SeaBIOS` has put it.
-const POWER_OFF: &str = "o /w 0x604 0x2000";
+const POWER_OFF: &str = "o /h 0x604 0x2000";
 
 /// Where a fault strikes.
 pub(super) struct Scene<'a> {
