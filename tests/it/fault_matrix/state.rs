@@ -64,7 +64,7 @@ impl StateDirectory {
         BufReader::new(holder.stdout.take().unwrap()).read_line(&mut said).unwrap();
         if said != "there\n" {
             holder.wait().unwrap();
-            return Err("only root may mount here".to_owned());
+            return Err("it takes root, and the right to mount".to_owned());
         }
         let path =
             PathBuf::from(format!("/proc/{}/root", holder.id())).join(usual.strip_prefix("/").unwrap());
@@ -115,7 +115,9 @@ pub(super) enum Closed {
 impl Drop for Closed {
     fn drop(&mut self) {
         match self {
-            Self::Filled(path) => std::fs::remove_file(path).unwrap(),
+            Self::Filled(path) => {
+                std::fs::remove_file(path).ok();
+            }
             Self::Immutable(all) => {
                 // Where the flag could not be set there is none to take away.
                 let _ = change_flag("-i", all);

@@ -255,6 +255,9 @@ const BACK_OR_OPEN: Expected = Expected::Ends(&[End::Back, End::Undecided(Where:
 /// A connection that breaks under the very last question is not made anew: the rest is told.
 const THERE_OR_REST: Expected = Expected::Ends(&[End::There, End::Remainder]);
 const NO_STREAM: Expected = Expected::Senseless("there is no stream to cut");
+const OVER_BEFORE_IT_IS_CUT: Expected = Expected::Senseless(
+    "not moved live (7.2), a guest leaves nothing for its final copy, which is over before it is cut",
+);
 const AT_LOAD_ONLY: Expected = Expected::Senseless("a destination refuses what it is sent, and nothing else");
 
 /// The machine is gone, or was already the destination's, or had ended its migration before it went.
@@ -381,6 +384,7 @@ fn stopped_first(fault: Fault, moment: Moment, expected: Expected) -> Expected {
     match (fault, moment) {
         // It stands still while it is sent, which neither changes.
         (Fault::SomebodyStops | Fault::GuestPanics, Moment::Streaming) => THERE,
+        (Fault::StreamCut, Moment::Switchover) => OVER_BEFORE_IT_IS_CUT,
         // A guest that was stopped for the move, and cannot be told to go on: the text says so.
         (Fault::SourceControlTaken, Moment::Prepared | Moment::Streaming) => {
             Expected::Ends(&[End::Undecided(Where::Source), End::Undecided(Where::Nowhere)])
