@@ -51,8 +51,7 @@ fn each_fault_at_each_moment_has_its_promised_end() {
     for moment in Moment::ALL {
         writeln!(text, "{}: {}", moment.hold(), moment.words()).unwrap();
     }
-    // All that is no cell live is none otherwise.
-    for (_, fault, moment, expected) in expected(true) {
+    for (_, fault, moment, expected) in expected(false) {
         if let Expected::Senseless(why) = expected {
             writeln!(text, "not a cell: {fault:?} at {}: {why}", moment.hold()).unwrap();
         }

@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use qapi_qmp as words;
 use qmigrate::lab::subject::SECOND_MONITOR;
-use qmigrate::qmp::{Client, Deadlines, Leg};
+use qmigrate::qmp::{CallError, Client, Deadlines, Leg};
 use qmigrate::record::MigrationId;
 
 use super::state::{Closed, Kind, StateDirectory};
@@ -139,16 +139,24 @@ impl Scene<'_> {
             Fault::StateReadOnly => return self.close_state(Kind::ReadOnly),
             Fault::Sigterm => self.interrupt(Signal::SIGTERM).await,
             Fault::Sigint => self.interrupt(Signal::SIGINT).await,
-            Fault::StreamCut => yank(self.somebody, words::YankInstance::migration).await,
-            Fault::SourceControlCut => yank(self.somebody, first_monitor()).await,
+            Fault::StreamCut => {
+                let cut = yank(self.somebody, words::YankInstance::migration).await;
+                // Once it has completed there is no stream any more.
+                let is_over = self.moment == Moment::Switchover
+                    && cut.as_ref().is_err_and(|error| error.to_string().contains("Instance not found"));
+                assert!(cut.is_ok() || is_over, "{cut:?}");
+            }
+            Fault::SourceControlCut => yank(self.somebody, first_monitor()).await.unwrap(),
             Fault::SourceControlTaken => {
                 // It waits in line, and is next.
                 let path = self.lab.directory.path().join("qmp");
                 let next = UnixStream::connect(path).unwrap();
-                yank(self.somebody, first_monitor()).await;
+                yank(self.somebody, first_monitor()).await.unwrap();
                 return (Undo::LetGo(next), When::AtTheEnd);
             }
-            Fault::DestinationControlCut => yank(&self.at_destination().await, first_monitor()).await,
+            Fault::DestinationControlCut => {
+                yank(&self.at_destination().await, first_monitor()).await.unwrap();
+            }
             Fault::GuestResets => self.asks(words::system_reset {}).await,
             Fault::GuestPowersOff => self.writes(POWER_OFF).await,
             Fault::GuestQuits => self.asks(words::quit {}).await,
@@ -197,8 +205,9 @@ fn first_monitor() -> words::YankInstance {
     words::YankInstance::chardev(words::YankInstanceChardev { id: "compat_monitor0".to_owned() })
 }
 
-async fn yank(client: &Client, instance: words::YankInstance) {
-    client.send_out_of_band(&words::yank { instances: vec![instance] }).within(SOON).await.unwrap();
+async fn yank(client: &Client, instance: words::YankInstance) -> Result<(), CallError> {
+    let answer = client.send_out_of_band(&words::yank { instances: vec![instance] }).within(SOON).await;
+    answer.map(drop)
 }
 
 /// Locks a raw image so that nobody may begin to write to it: byte 201 is QEMU's "nobody else writes".
