@@ -309,8 +309,9 @@ const TABLE: [(Fault, [Expected; 7]); 23] = [
             REMAINDER,
         ],
     ),
-    // A `cont` that was certainly not sent is none; on a connection made anew it is sent again.
-    (Fault::DestinationControlCut, [REFUSED, BACK, BACK, BACK, BACK, BACK_OR_THERE, THERE_OR_REST]),
+    // A `cont` that was certainly not sent is none; on a connection made anew it is sent again. In the switchover the
+    // destination must let somebody in and is not stopped, so that it too may have completed before the cut.
+    (Fault::DestinationControlCut, [REFUSED, BACK, BACK, BACK_OR_THERE, BACK, BACK_OR_THERE, THERE_OR_REST]),
     // The room for the journal was taken at the start; only the record is not kept, which is told.
     (Fault::StateFull, [THERE, THERE, THERE, THERE, THERE, THERE, THERE]),
     // What cannot be written down is not begun, and no `cont` is sent for it; one that was written down is. What the
