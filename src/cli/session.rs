@@ -113,8 +113,8 @@ impl Session {
         let journal = Journal::begin(&state_directory()?, Begun::of(plan)).map_err(unwritable)?;
         let record = Record::new(plan.id.clone(), plan.request(), jiff::Timestamp::now());
         Self::of(record, journal, output, report, signals, runtime).map_err(|(error, journal)| {
-            // Nothing has begun.
-            journal.close();
+            // Nothing has begun: what is left of it is in nobody's way.
+            let _ = journal.close();
             error
         })
     }
@@ -167,8 +167,14 @@ impl Session {
             server.finish().await;
         }
         // The last of all: what an engine leaves that is killed before this, `recover` finds.
-        if outcome.end != End::Undecided {
-            self.journal.close();
+        if outcome.end != End::Undecided
+            && let Err(error) = self.journal.close()
+        {
+            say!("warning: {:#}", anyhow::Error::from(error));
+            say!(
+                "hint: once that is mended, `qmigrate recover {}` closes it; until then it counts as open",
+                record.id
+            );
         }
         tell(outcome)
     }

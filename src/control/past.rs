@@ -26,9 +26,13 @@ pub fn keep(state_directory: &Path, record: &Record) -> Result<(), PastError> {
         (format!("{}.json", record.id), serde_json::to_vec(record).map_err(|error| failed(error.into()))?);
     // Whole or not at all.
     let unfinished = directory.join(format!("{name}.new"));
-    std::fs::write(&unfinished, bytes)
-        .and_then(|()| std::fs::rename(&unfinished, directory.join(name)))
-        .map_err(failed)?;
+    let kept =
+        std::fs::write(&unfinished, bytes).and_then(|()| std::fs::rename(&unfinished, directory.join(name)));
+    if let Err(error) = kept {
+        // On a full disk an empty file can still be made.
+        let _ = std::fs::remove_file(&unfinished);
+        return Err(failed(error));
+    }
     let mut files = files(&directory);
     files.sort_by_key(|(_, written)| *written);
     for (old, _) in files.iter().rev().skip(KEPT) {
@@ -78,5 +82,17 @@ mod tests {
         assert!(latest(base.path(), |record| record.request.source == "/elsewhere").is_none());
         keep(base.path(), &record(999)).unwrap();
         assert_eq!(files(&directory(base.path())).len(), KEPT);
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_kept_leaves_nothing() {
+        let base = tempfile::tempdir().unwrap();
+        let directory = directory(base.path());
+        let in_the_way = directory.join(format!("{}.json", record(1).id));
+        std::fs::create_dir_all(&in_the_way).unwrap();
+        keep(base.path(), &record(1)).unwrap_err();
+        assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 1);
+        std::fs::remove_dir(&in_the_way).unwrap();
+        keep(base.path(), &record(1)).unwrap();
     }
 }

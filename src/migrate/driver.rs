@@ -39,7 +39,7 @@ use super::side::{Contact, LAST_BREATH, Side, Word};
 use super::watchdog::Watchdog;
 use crate::check::chain;
 use crate::converge::Controller;
-use crate::qmp::words::{MigrationInfo, Notice, StatusInfo};
+use crate::qmp::words::{MigrationInfo, Notice, RunState, StatusInfo};
 use crate::qmp::{CallError, Heard, Leg};
 
 /// How often the source is asked how far it is. QEMU's own figures change every 100 ms.
@@ -127,6 +127,8 @@ pub struct Driver<'a> {
     /// Whether `migrate` was sent, and its connection ended before it was answered: it may never have been read.
     is_start_unknown: bool,
     cancels: Cancels,
+    /// Whether the guest has just panicked on its source: the `STOP` that follows is for that.
+    has_panicked: bool,
 }
 
 impl<'a> Driver<'a> {
@@ -171,6 +173,7 @@ impl<'a> Driver<'a> {
             source_changes: 0,
             is_start_unknown: false,
             cancels: Cancels::default(),
+            has_panicked: false,
         }
     }
 
@@ -355,6 +358,11 @@ impl<'a> Driver<'a> {
                 }
                 Seen::Status(status)
             }
+            // The run state may be another one by the time that it could be asked for.
+            Notice::Stop if leg == Leg::Source && std::mem::take(&mut self.has_panicked) => {
+                self.source_changes += 1;
+                Seen::State(RunState::GuestPanicked)
+            }
             Notice::Stop => {
                 if leg == Leg::Source {
                     self.source_changes += 1;
@@ -370,6 +378,7 @@ impl<'a> Driver<'a> {
                 match leg {
                     Leg::Source => {
                         self.source_changes += 1;
+                        self.has_panicked = false;
                         self.watchdog.runs();
                     }
                     Leg::Destination => {
@@ -381,6 +390,11 @@ impl<'a> Driver<'a> {
             }
             Notice::Shutdown { reason, .. } if leg == Leg::Source => {
                 self.conclusion.shutdown = Some(reason.unwrap_or_else(|| "shutdown".to_owned()));
+                return;
+            }
+            // Its `STOP` is next (run on 7.2, 10.0 and 11.1), if QEMU was told to stop a guest for that.
+            Notice::GuestPanicked if leg == Leg::Source => {
+                self.has_panicked = heard.event.data["action"] == "pause";
                 return;
             }
             Notice::Pass(_) if leg == Leg::Source => return self.ask_now(),

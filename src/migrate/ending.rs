@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::driver::Conclusion;
 use super::history::History;
-use super::outcome::{self, Left};
+use super::outcome::{self, Arrived, Left};
 use super::phase::{Phase, Rest};
 use super::plan::SourceAfter;
 use super::side::{Contact, Side};
@@ -121,10 +121,16 @@ impl Ending {
         if moved.is_empty() || has_ended {
             twin::remove(&self.directories);
         }
-        let outcome = match verified {
-            Verified::Lost(why) => outcome::lost(conclusion, &why, self.left()),
+        let outcome = match &verified {
+            Verified::Lost(why) => outcome::lost(conclusion, why, self.left()),
             _ if has_ended => outcome::lost(conclusion, DIED_THERE, self.left()),
-            _ => outcome::moved(rest, &self.destination, blackout, figures.as_ref(), moved, &remainder),
+            verified => {
+                let how = match verified {
+                    Verified::Well(RunState::GuestPanicked) => Arrived::Panicked,
+                    _ => rest.into(),
+                };
+                outcome::moved(how, &self.destination, blackout, figures.as_ref(), moved, &remainder)
+            }
         };
         Arrival { outcome, keeps_directory }
     }
@@ -148,7 +154,7 @@ impl Ending {
                 remainder.push(format!("{why}, so that the source was not ended"));
                 kept()
             }
-            (SourceAfter::Quit, Verified::Well, Ok(())) => {
+            (SourceAfter::Quit, Verified::Well(_), Ok(())) => {
                 match finish::quit(&self.source.client, &self.source.process).await {
                     Ok(()) => finish::take_names(&self.renames, &self.owner),
                     Err(error) => {
@@ -181,10 +187,14 @@ impl Ending {
         }
         match (finish::state(&self.destination.client).await, rest) {
             (Ok(RunState::InternalError | RunState::GuestPanicked), Rest::Running) => {
-                Verified::Lost("it arrived and then crashed on the destination".to_owned())
+                let (process, monitor) = (self.destination.process.pid(), &self.destination.address);
+                Verified::Lost(format!(
+                    "it arrived and then crashed on the destination (process {process}, monitor {monitor}), where it \
+                     is kept as it stands"
+                ))
             }
             // A guest that somebody pauses right after its arrival has arrived.
-            (Ok(_), _) => Verified::Well,
+            (Ok(state), _) => Verified::Well(state),
             // A process on its way out closes its monitor first.
             (Err(_), _) if self.destination.process.ended_within(LAST_BREATH).await => died(),
             (Err(error), _) => Verified::Unknown(error.to_string()),
@@ -258,8 +268,8 @@ impl Ending {
 
 /// What became of a guest that has arrived.
 enum Verified {
-    /// It does what it should.
-    Well,
+    /// It does what it should, and is in this state.
+    Well(RunState),
     /// It cannot be told.
     Unknown(String),
     /// It is gone.

@@ -234,11 +234,9 @@ impl Journal {
         Ok(())
     }
 
-    /// The migration is at its end, and nothing is left to recover.
-    pub fn close(self) {
-        if let Err(error) = std::fs::remove_file(&self.path) {
-            tracing::warn!(journal = %self.path.display(), %error, "not removed");
-        }
+    /// The migration is at its end, and nothing is left to recover. As long as its journal cannot be removed it is open.
+    pub fn close(self) -> Result<(), JournalError> {
+        std::fs::remove_file(&self.path).map_err(|source| JournalError::Io { path: self.path, source })
     }
 }
 

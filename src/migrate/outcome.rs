@@ -57,9 +57,29 @@ pub(super) fn undone_without_source() -> Outcome {
     outcome(End::Lost, Whereabouts::Lost, message, Some("start it anew from its disks".to_owned()))
 }
 
+/// How a guest is found where it has arrived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Arrived {
+    /// It runs.
+    Running,
+    /// It stands still, as it did before or as somebody asked.
+    Standing,
+    /// It stands still since it panicked, which it had done on its source.
+    Panicked,
+}
+
+impl From<Rest> for Arrived {
+    fn from(rest: Rest) -> Self {
+        match rest {
+            Rest::Running => Self::Running,
+            Rest::Standing => Self::Standing,
+        }
+    }
+}
+
 /// The guest is on the destination.
 pub(super) fn moved(
-    rest: Rest,
+    how: Arrived,
     destination: &Side,
     blackout: Blackout,
     figures: Option<&MigrationInfo>,
@@ -67,8 +87,8 @@ pub(super) fn moved(
     remainder: &[String],
 ) -> Outcome {
     let process = destination.process.pid();
-    let (guest, mut message, mut hint) = match rest {
-        Rest::Running => {
+    let (guest, mut message, mut hint) = match how {
+        Arrived::Running => {
             let stood = blackout.stop_to_resume_ms.map(|milliseconds| {
                 let duration = std::time::Duration::from_secs_f64(milliseconds.max(0.0) / 1e3);
                 format!("; it stood still for {}", show_duration(duration))
@@ -76,10 +96,17 @@ pub(super) fn moved(
             let message = format!("the guest runs in process {process}{}", stood.unwrap_or_default());
             (Whereabouts::RunningOnDestination, message, None)
         }
-        Rest::Standing => (
+        Arrived::Standing => (
             Whereabouts::PausedOnDestination,
             format!("the guest is in process {process}, and stands still"),
             Some("`cont` on its monitor runs it".to_owned()),
+        ),
+        Arrived::Panicked => (
+            Whereabouts::PausedOnDestination,
+            format!("the guest is in process {process}, and stands still: it has panicked"),
+            Some(
+                "it is kept as it stopped; `system_reset` and `cont` on its monitor start it anew".to_owned(),
+            ),
         ),
     };
     let mut end = End::Migrated;
@@ -94,7 +121,7 @@ pub(super) fn moved(
     outcome.totals.stream_ms = figures.and_then(|figures| figures.total_time_ms);
     outcome.totals.transferred_bytes =
         figures.and_then(|figures| figures.ram.as_ref()).map_or(0, |ram| ram.transferred_bytes);
-    outcome.blackout = (rest == Rest::Running).then_some(blackout);
+    outcome.blackout = (how == Arrived::Running).then_some(blackout);
     outcome.moved = moved;
     outcome
 }
@@ -154,6 +181,9 @@ pub(super) fn back(
     let said = last_words.map(|words| format!(" (the destination said: {words})")).unwrap_or_default();
     let (guest, where_it_is) = match rest {
         Rest::Running => (Whereabouts::RunningOnSource, "the guest runs on its source, as before"),
+        Rest::Standing if state == Some(&RunState::GuestPanicked) => {
+            (Whereabouts::PausedOnSource, "the guest is on its source and stands still: it has panicked")
+        }
         Rest::Standing => {
             (Whereabouts::PausedOnSource, "the guest is on its source and stands still, as before")
         }

@@ -28,6 +28,10 @@
 //! stopped by nothing but image locks; it fails with "Migration is not finalized yet" until its run state is
 //! `postmigrate`; QEMU up to 10 reports failed before it runs the guest again, 11 after.
 //!
+//! A guest that has panicked and was stopped for it (`-action panic=pause`) is in the state `guest-panicked`, which goes
+//! with it: its destination is in the same state, where `cont` would run it (run on 7.2, 10.0 and 11.1). It stands still
+//! by itself, gets no `cont`, and is kept as it is for whoever wants to know why.
+//!
 //! One thing cannot be told apart: a `stop` by another client in the very moment before the switchover. QEMU says `STOP`
 //! once, and its run state is its own from then on; such a guest is run on the destination.
 
@@ -330,6 +334,19 @@ fn is_standing(state: &RunState) -> bool {
     )
 }
 
+/// Whether a guest in this state, which was not in it before, has run and then stopped by itself.
+fn has_run(state: &RunState) -> bool {
+    matches!(
+        state,
+        RunState::GuestPanicked
+            | RunState::InternalError
+            | RunState::IoError
+            | RunState::Shutdown
+            | RunState::Suspended
+            | RunState::Watchdog
+    )
+}
+
 fn streaming(guest: Guest, input: &Input) -> (Phase, Option<Action>) {
     let stay = Phase::Streaming(guest);
     let switching = |source, destination_completed| both(guest, source, destination_completed);
@@ -486,6 +503,7 @@ fn committed(guest: Guest, source_gone: bool, input: &Input) -> (Phase, Option<A
         }
         // The `cont` was lost with its connection. It is past the point of no return: another one does no harm.
         Input::Destination(Seen::State(RunState::Paused)) => (stay, Some(Action::ContinueDestination)),
+        Input::Destination(Seen::State(state)) if has_run(state) => (Phase::Arrived(Rest::Running), None),
         // QEMU said no (an image lock, say): the guest has not run there.
         Input::Destination(Seen::ContinueRefused) if !source_gone => {
             (Phase::Retreating(guest, Retreat::Clearing), Some(Action::KillDestination))

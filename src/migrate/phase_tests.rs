@@ -406,3 +406,12 @@ fn a_cont_that_was_lost_is_sent_again() {
         follow(start, &[Input::Overdue, Input::Destination(Seen::State(RunState::Paused))]);
     assert_eq!((phase, actions), (start, vec![Action::AskDestination, Action::ContinueDestination]));
 }
+
+#[test]
+fn a_guest_that_crashed_where_it_was_told_to_run_has_arrived() {
+    let start = Phase::Committed { guest: RUNNING, source_gone: false };
+    for state in [RunState::GuestPanicked, RunState::InternalError] {
+        let seen = Input::Destination(Seen::State(state));
+        assert_eq!(follow(start, &[seen]), (Phase::Arrived(Rest::Running), vec![]));
+    }
+}

@@ -10,6 +10,7 @@ use qmigrate::record::MigrationId;
 /// What there was of a guest before a migration.
 pub(crate) struct Audit {
     directory: PathBuf,
+    state: PathBuf,
     before: BTreeSet<Thing>,
 }
 
@@ -25,17 +26,22 @@ pub(crate) enum Thing {
 impl Audit {
     /// Looks at the guest in this directory before anything moves.
     pub(crate) fn before(directory: &Path) -> Self {
-        Self { directory: directory.to_owned(), before: things(directory, None) }
+        Self::before_with_state(directory, &state_directory().unwrap())
+    }
+
+    /// The same where the engine's state directory is another one.
+    pub(crate) fn before_with_state(directory: &Path, state: &Path) -> Self {
+        Self { directory: directory.to_owned(), state: state.to_owned(), before: things(directory, None) }
     }
 
     /// What is there now and was not before. The record of a migration that has ended stays on purpose.
     pub(crate) fn left(&self, migration: &MigrationId) -> BTreeSet<Thing> {
-        things(&self.directory, Some(migration)).difference(&self.before).cloned().collect()
+        things(&self.directory, Some((migration, &self.state))).difference(&self.before).cloned().collect()
     }
 }
 
-fn things(directory: &Path, migration: Option<&MigrationId>) -> BTreeSet<Thing> {
-    let own = [Some(directory.to_string_lossy().into_owned()), migration.map(ToString::to_string)];
+fn things(directory: &Path, migration: Option<(&MigrationId, &Path)>) -> BTreeSet<Thing> {
+    let own = [Some(directory.to_string_lossy().into_owned()), migration.map(|(id, _)| id.to_string())];
     let names_it = |text: &str| own.iter().flatten().any(|own| text.contains(own));
     let is_of_it = |&pid: &i32| {
         let words = command_line(pid).unwrap_or_default();
@@ -43,11 +49,11 @@ fn things(directory: &Path, migration: Option<&MigrationId>) -> BTreeSet<Thing> 
     };
     let mut things: BTreeSet<Thing> = processes().into_iter().filter(is_of_it).map(Thing::Process).collect();
     let mut files = below(directory);
-    if let Some(migration) = migration {
-        let (runtime, state) = (runtime_directory().unwrap(), state_directory().unwrap());
+    if let Some((migration, state)) = migration {
+        let runtime = runtime_directory().unwrap();
         let record = state.join("records").join(format!("{migration}.json"));
         let named = |path: &PathBuf| path.to_string_lossy().contains(migration.as_str()) && *path != record;
-        files.extend(below(&runtime).into_iter().chain(below(&state)).filter(named));
+        files.extend(below(&runtime).into_iter().chain(below(state)).filter(named));
     }
     things.extend(files.into_iter().map(Thing::File));
     things

@@ -29,6 +29,8 @@ pub(crate) const SOON: Duration = Duration::from_secs(60);
 pub(crate) struct Lab {
     pub(crate) subject: Subject,
     pub(crate) directory: TempDir,
+    /// What each of its commands begins with: the way into another mount namespace, for one.
+    pub(crate) prefix: Vec<String>,
 }
 
 impl Lab {
@@ -52,7 +54,7 @@ impl Lab {
             Content::Incompressible,
         );
         let subject = Subject::start(qemu, board, workload.unwrap(), directory.path()).await.unwrap();
-        Self { subject, directory }
+        Self { subject, directory, prefix: Vec::new() }
     }
 
     pub(crate) fn monitor(&self) -> String {
@@ -121,14 +123,22 @@ impl Lab {
         let monitor = self.monitor();
         let mut all = vec!["migrate", &monitor, "--json"];
         all.extend(arguments);
-        run(command(&all))
+        run(self.command(&all))
+    }
+
+    /// The built command, as this guest's are run.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let Some((program, words)) = self.prefix.split_first() else { return command(arguments) };
+        let mut command = Command::new(program);
+        command.args(words).arg(env!("CARGO_BIN_EXE_qmigrate")).args(arguments).stdin(Stdio::null());
+        command
     }
 
     /// Begins to move the guest, with the engine held as it enters a phase.
     pub(crate) fn migrate_held(&self, phase: &str, arguments: &[&str]) -> Held {
         let socket = self.directory.path().join(format!("hold-{phase}"));
         let listener = UnixListener::bind(&socket).unwrap();
-        let mut command = command(&["migrate", &self.monitor(), "--json"]);
+        let mut command = self.command(&["migrate", &self.monitor(), "--json"]);
         command.args(arguments).env("QMIGRATE_HOLD", format!("{phase}={}", socket.display()));
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         Held { child, listener, socket }

@@ -42,7 +42,7 @@ use tokio::time::{Instant, timeout};
 use crate::conversation::{Conversation, Said};
 use crate::scripted_peer::ScriptedPeer;
 use perform::Player;
-pub(crate) use script::{Dice, Script};
+pub(crate) use script::{Dice, Item, Script, Step};
 pub(crate) use stand_in::Cast;
 pub(crate) use world::World;
 

@@ -5,9 +5,10 @@ use std::time::Duration;
 use qmigrate::migrate::phase::{Phase, Rest};
 use qmigrate::qmp::Leg::{self, Destination, Source};
 use qmigrate::record::MayRun;
+use serde_json::json;
 
 use crate::conversation::{Conversation, Ending, conversations};
-use crate::player::{Cast, Cut, Dice, Kind, Luck, Paper, Play, Played, Script};
+use crate::player::{Cast, Cut, Dice, Item, Kind, Luck, Paper, Play, Played, Script, Step};
 
 /// The conversations in which something is moved, with where that led.
 fn moves() -> Vec<(Conversation, Phase, usize)> {
@@ -256,4 +257,21 @@ fn what_the_destination_said_while_the_source_could_not_be_reached_counts() {
     is_safe(&played, "cut before postcopy");
     let phase = played.conclusion.map(|conclusion| conclusion.phase);
     assert_eq!(phase, Some(Phase::Arrived(Rest::Running)), "{}", played.log.join("\n"));
+}
+
+#[test]
+fn a_guest_that_panics_right_before_its_switchover_is_not_run_again() {
+    let conversation = recorded("10.0.2-precopy-completed");
+    let ends = [("pause", Rest::Standing, 0), ("run", Rest::Running, 1)];
+    for (action, rest, conts) in ends {
+        let mut play = Play::new(&conversation);
+        let is_stop = |item: &Item| matches!(&item.step, Step::Event(event) if event["event"] == "STOP");
+        let place = play.script.items.iter().position(is_stop).unwrap();
+        let panicked = json!({"event": "GUEST_PANICKED", "data": {"action": action}});
+        let item = Item { leg: Source, after: Duration::from_millis(1), step: Step::Event(panicked) };
+        play.script.items.insert(place, item);
+        let played = play.run(&mut Cast::default());
+        is_safe(&played, action);
+        is_as_recorded(&played, Phase::Arrived(rest), conts, action);
+    }
 }

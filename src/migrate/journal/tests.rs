@@ -63,7 +63,7 @@ fn what_was_written_is_read_back_and_goes_on() {
     drop(journal);
     let (journal, story) = Journal::take_over(base.path(), &id).unwrap();
     assert_eq!(story.phases, [STREAMING, Phase::Lost]);
-    journal.close();
+    journal.close().unwrap();
     assert!(!path.exists());
     assert!(matches!(Journal::take_over(base.path(), &id), Err(JournalError::None(_))));
 }
@@ -90,7 +90,7 @@ fn a_guest_has_one_migration() {
         "{claimed:?}"
     );
     second.claim(source(13)).unwrap();
-    Journal::take_over(base.path(), &id).unwrap().0.close();
+    Journal::take_over(base.path(), &id).unwrap().0.close().unwrap();
     second.claim(source(12)).unwrap();
 }
 

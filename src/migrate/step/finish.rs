@@ -40,9 +40,9 @@ pub enum QuitError {
 }
 
 /// Waits until the source is through with the migration: it says completed before its run state does. A source that has
-/// ended is.
+/// ended is. One that has hung for a while has its time from its first answer on.
 pub async fn over(client: &Client, process: &ProcessHandle) -> Result<(), QuitError> {
-    let deadline = tokio::time::Instant::now() + FINAL_WITHIN;
+    let mut deadline = None;
     loop {
         match state(client).await {
             // A reset after the switch takes it back to before its first instruction (run on 10.0).
@@ -52,8 +52,13 @@ pub async fn over(client: &Client, process: &ProcessHandle) -> Result<(), QuitEr
                 client.call(&words::stop {}, ANSWER_WITHIN).await?;
                 return Err(QuitError::NotOver(state));
             }
-            Ok(state) if tokio::time::Instant::now() > deadline => return Err(QuitError::NotOver(state)),
-            Ok(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+            Ok(state) => {
+                let now = tokio::time::Instant::now();
+                if now > *deadline.get_or_insert(now + FINAL_WITHIN) {
+                    return Err(QuitError::NotOver(state));
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
             // A QEMU that somebody told to quit closes its monitor first.
             Err(_) if process.ended_within(LAST_BREATH).await => return Ok(()),
             Err(error) => return Err(error.into()),

@@ -6,15 +6,17 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use qapi_qmp as words;
 use qmigrate::guest::Accelerator;
+use qmigrate::host::state_directory;
 use qmigrate::lab::subject::Board;
 use qmigrate::qmp::words::{MigrationInfo, MigrationStatus};
 use qmigrate::record::MigrationId;
 
 use super::fault::{Scene, When};
 use super::judge::Judge;
-use super::table::{End, Fault, Moment};
+use super::state::{Kind, StateDirectory};
+use super::table::{Before, End, Fault, Moment};
 use crate::audit::Audit;
-use crate::lab::{Ended, Held, Lab, SOON, lives, settings, signal, until};
+use crate::lab::{Ended, Held, Lab, SOON, lives, run, settings, signal, until};
 
 /// An engine tries for 30 s what may still come right, and needs a few more to clear up.
 const ENGINE_WITHIN: Duration = Duration::from_secs(90);
@@ -31,6 +33,7 @@ pub(super) struct Version {
 #[derive(Debug, Clone)]
 pub(super) struct Cell {
     pub(super) version: Version,
+    pub(super) before: Before,
     pub(super) fault: Fault,
     pub(super) moment: Moment,
     pub(super) ends: &'static [End],
@@ -46,6 +49,21 @@ pub(super) struct Verdict {
 }
 
 impl Cell {
+    /// What it is called, here and in `QMIGRATE_CELLS`.
+    pub(super) fn name(&self) -> String {
+        let before = if self.before == Before::Paused { "+paused" } else { "" };
+        format!("{:?}@{:?}{before}", self.fault, self.moment)
+    }
+
+    /// What is done to the engine's state directory.
+    pub(super) fn state(&self) -> Option<Kind> {
+        match self.fault {
+            Fault::StateFull => Some(Kind::Full),
+            Fault::StateReadOnly => Some(Kind::ReadOnly),
+            _ => None,
+        }
+    }
+
     /// Plays it in a thread and a runtime of its own, so that a failed assertion is this cell's alone.
     pub(super) fn run(self, number: u64) -> Verdict {
         let (start, cell) = (Instant::now(), self.clone());
@@ -65,10 +83,16 @@ impl Cell {
     async fn play(self, number: u64) -> (Option<End>, Vec<String>) {
         let scratch = tempfile::Builder::new().prefix("qmf").tempdir().unwrap();
         let migration = MigrationId::from_number(u64::from(std::process::id()) << 32 | number);
-        let lab = self.start(scratch.path()).await;
+        let own = self.state().map(|kind| StateDirectory::make(kind, scratch.path()).unwrap());
+        let state = own.as_ref().map_or_else(|| state_directory().unwrap(), |own| own.path().to_owned());
+        let mut lab = self.start(scratch.path()).await;
+        lab.prefix = own.as_ref().map(StateDirectory::prefix).unwrap_or_default();
         let somebody = lab.somebody().await;
+        if self.before == Before::Paused {
+            somebody.call(&words::stop {}, SOON).await.unwrap();
+        }
         let before = settings(&somebody).await;
-        let audit = Audit::before(lab.directory.path());
+        let audit = Audit::before_with_state(lab.directory.path(), &state);
 
         let mut engine = self.begin(&lab, &migration, scratch.path());
         let hold = engine.wait();
@@ -81,6 +105,7 @@ impl Cell {
             source: lab.source(),
             destination: lab.destination(),
             scratch: scratch.path(),
+            state: own.as_ref(),
         };
         self.reach(&scene).await;
         let (undo, when) = scene.strike(self.fault).await;
@@ -109,7 +134,13 @@ impl Cell {
         };
         let (source, destination) = (scene.source, scene.destination);
         drop(somebody);
-        let judge = Judge { cell: &self, lab, audit, migration, source, destination, deviations: Vec::new() };
+        let mut deviations = Vec::new();
+        let ended = if self.fault == Fault::EngineKilled {
+            recovered(&lab, &migration, &mut deviations)
+        } else {
+            ended
+        };
+        let judge = Judge { cell: &self, lab, audit, state, migration, source, destination, deviations };
         judge.judge(&ended, &before).await
     }
 
@@ -125,6 +156,7 @@ impl Cell {
                 format!("\"$@\" -blockdev {image} -device virtio-blk-pci,drive=disk")
             }
             Fault::DestinationRefuses => "\"$@\" -serial null".to_owned(),
+            Fault::GuestPanics => "\"$@\" -device pvpanic -action panic=pause".to_owned(),
             _ => String::new(),
         };
         let qemu = if more.is_empty() {
@@ -165,8 +197,10 @@ impl Cell {
                 add(&["--qemu", qemu.to_str().unwrap()]);
             }
             Moment::Streaming => {
-                let goes_on = self.ends.iter().any(|end| matches!(end, End::There | End::TherePaused));
-                let is_sent_whole = goes_on || self.fault == Fault::DiskLocked;
+                let goes_on = |end: &End| matches!(end, End::There | End::TherePaused | End::TherePanicked);
+                // These two strike at its end.
+                let is_late = matches!(self.fault, Fault::DiskLocked | Fault::StateReadOnly);
+                let is_sent_whole = is_late || self.ends.iter().any(goes_on);
                 add(&["--max-bandwidth", if is_sent_whole { "8MiB/s" } else { "2MiB/s" }]);
             }
             Moment::Switchover => add(&["--max-downtime", "1s"]),
@@ -195,6 +229,21 @@ impl Cell {
             _ => {}
         }
     }
+}
+
+/// What has been left by an engine that was killed is open until it is recovered, and then is not.
+fn recovered(lab: &Lab, migration: &MigrationId, deviations: &mut Vec<String>) -> Ended {
+    let mut hold = |is_open: bool| {
+        let list = run(lab.command(&["recover", "--list", "--json"]));
+        let own = list.lines.iter().find(|line| line["id"] == migration.as_str());
+        if own.is_some() != is_open || own.is_some_and(|own| own["engine_lives"] != false) {
+            deviations.push(format!("it is to be listed as open: {is_open}; the list: {list:?}"));
+        }
+    };
+    hold(true);
+    let ended = run(lab.command(&["recover", migration.as_str(), "--json"]));
+    hold(false);
+    ended
 }
 
 /// Waits for the engine's end, which must come.

@@ -12,9 +12,10 @@ use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use qapi_qmp as words;
 use qmigrate::lab::subject::SECOND_MONITOR;
-use qmigrate::qmp::{Client, Deadlines, Leg};
+use qmigrate::qmp::{CallError, Client, Deadlines, Leg};
 use qmigrate::record::MigrationId;
 
+use super::state::{Closed, Kind, StateDirectory};
 use super::table::{Fault, Moment};
 use crate::lab::{Lab, SOON, kill_for_certain, signal};
 
@@ -24,6 +25,11 @@ const A_WHILE: Duration = Duration::from_millis(3500);
 const LOCKED_FOR: Duration = Duration::from_secs(6);
 /// A command that QEMU has not answered within this hangs.
 const HANGS: Duration = Duration::from_millis(200);
+
+/// Writes the word "panicked" to the port of pvpanic.
+const PANIC: &str = "o /b 0x505 1";
+/// Writes "sleep in S5" to the port of ACPI's power management where `SeaBIOS` has put it.
+const POWER_OFF: &str = "o /h 0x604 0x2000";
 
 /// Where a fault strikes.
 pub(super) struct Scene<'a> {
@@ -37,6 +43,8 @@ pub(super) struct Scene<'a> {
     pub(super) destination: i32,
     /// Outside the guest's directory.
     pub(super) scratch: &'a Path,
+    /// The engine's own, if it has one.
+    pub(super) state: Option<&'a StateDirectory>,
 }
 
 /// What is undone later.
@@ -47,6 +55,7 @@ pub(super) enum Undo {
     Read(PathBuf),
     Unlock(File),
     LetGo(UnixStream),
+    Open(Closed),
 }
 
 /// When it is undone.
@@ -68,6 +77,7 @@ impl Undo {
             Self::Read(path) => drop(std::fs::read(path)),
             Self::Unlock(file) => drop(file),
             Self::LetGo(stream) => drop(stream),
+            Self::Open(closed) => drop(closed),
         }
     }
 }
@@ -94,6 +104,15 @@ impl Scene<'_> {
         }
     }
 
+    /// What the guest would write to a port of the source.
+    async fn writes(&self, line: &str) {
+        self.asks(writing(line)).await;
+    }
+
+    fn close_state(&self, kind: Kind) -> (Undo, When) {
+        (Undo::Open(self.state.unwrap().close(kind).unwrap()), When::AtTheEnd)
+    }
+
     pub(super) async fn strike(&self, fault: Fault) -> (Undo, When) {
         let nothing = (Undo::Nothing, When::AtTheEnd);
         match fault {
@@ -115,20 +134,36 @@ impl Scene<'_> {
                 signal(self.source, Signal::SIGSTOP);
                 return (Undo::Continue(self.source), When::After(A_WHILE));
             }
+            Fault::EngineKilled => signal(self.engine, Signal::SIGKILL),
+            Fault::StateFull => return self.close_state(Kind::Full),
+            Fault::StateReadOnly => return self.close_state(Kind::ReadOnly),
             Fault::Sigterm => self.interrupt(Signal::SIGTERM).await,
             Fault::Sigint => self.interrupt(Signal::SIGINT).await,
-            Fault::StreamCut => yank(self.somebody, words::YankInstance::migration).await,
-            Fault::SourceControlCut => yank(self.somebody, first_monitor()).await,
+            Fault::StreamCut => {
+                let cut = yank(self.somebody, words::YankInstance::migration).await;
+                // Once it has completed there is no stream any more.
+                let is_over = self.moment == Moment::Switchover
+                    && cut.as_ref().is_err_and(|error| error.to_string().contains("Instance not found"));
+                assert!(cut.is_ok() || is_over, "{cut:?}");
+            }
+            Fault::SourceControlCut => yank(self.somebody, first_monitor()).await.unwrap(),
             Fault::SourceControlTaken => {
                 // It waits in line, and is next.
                 let path = self.lab.directory.path().join("qmp");
                 let next = UnixStream::connect(path).unwrap();
-                yank(self.somebody, first_monitor()).await;
+                yank(self.somebody, first_monitor()).await.unwrap();
                 return (Undo::LetGo(next), When::AtTheEnd);
             }
-            Fault::DestinationControlCut => yank(&self.at_destination().await, first_monitor()).await,
+            Fault::DestinationControlCut => {
+                yank(&self.at_destination().await, first_monitor()).await.unwrap();
+            }
             Fault::GuestResets => self.asks(words::system_reset {}).await,
+            Fault::GuestPowersOff => self.writes(POWER_OFF).await,
             Fault::GuestQuits => self.asks(words::quit {}).await,
+            Fault::GuestPanics if self.moment == Moment::Arrived => {
+                self.at_destination().await.call(&writing(PANIC), SOON).await.unwrap();
+            }
+            Fault::GuestPanics => self.writes(PANIC).await,
             Fault::SomebodyStops => self.asks(words::stop {}).await,
             Fault::SomebodyCancels => self.asks(words::migrate_cancel {}).await,
             Fault::SomebodySetsLimits => {
@@ -160,13 +195,19 @@ impl Scene<'_> {
     }
 }
 
+/// The monitor's command that writes to a port.
+fn writing(line: &str) -> words::human_monitor_command {
+    words::human_monitor_command { command_line: line.to_owned(), cpu_index: None }
+}
+
 /// The first monitor on a command line, as QEMU calls it.
 fn first_monitor() -> words::YankInstance {
     words::YankInstance::chardev(words::YankInstanceChardev { id: "compat_monitor0".to_owned() })
 }
 
-async fn yank(client: &Client, instance: words::YankInstance) {
-    client.send_out_of_band(&words::yank { instances: vec![instance] }).within(SOON).await.unwrap();
+async fn yank(client: &Client, instance: words::YankInstance) -> Result<(), CallError> {
+    let answer = client.send_out_of_band(&words::yank { instances: vec![instance] }).within(SOON).await;
+    answer.map(drop)
 }
 
 /// Locks a raw image so that nobody may begin to write to it: byte 201 is QEMU's "nobody else writes".

@@ -12,9 +12,9 @@ use qmigrate::record::MigrationId;
 use serde_json::Value;
 
 use super::cell::Cell;
-use super::table::{End, Fault, Where};
+use super::table::{Before, End, Fault, Where};
 use crate::audit::{Audit, Thing};
-use crate::lab::{Ended, Lab, SOON, command, lives, run, settings, until};
+use crate::lab::{Ended, Lab, SOON, lives, run, settings, until};
 
 /// What is about to happen by itself has happened by then.
 const SETTLED: Duration = Duration::from_secs(10);
@@ -37,10 +37,13 @@ impl Sight {
 fn is_true(end: End, source: &Sight, destination: &Sight) -> bool {
     let stands = |sight: &Sight| matches!(sight, Sight::Standing(_));
     let (runs, is_gone) = (Sight::Running, Sight::Gone);
+    let panicked = Sight::Standing(RunState::GuestPanicked);
     match end {
         End::Refused | End::Back => *source == runs && *destination == is_gone,
         End::There => *source == is_gone && *destination == runs,
         End::TherePaused => *source == is_gone && stands(destination),
+        End::TherePanicked => *source == is_gone && *destination == panicked,
+        End::Crashed => stands(source) && *destination == panicked,
         End::Remainder => source.is_silent() && *destination == runs,
         // QEMU may have dropped a `cont` that it had not read when its client went.
         End::Undecided(Where::Destination) => {
@@ -48,7 +51,7 @@ fn is_true(end: End, source: &Sight, destination: &Sight) -> bool {
         }
         End::Lost => source.is_silent() && *destination == is_gone,
         End::Undecided(Where::Source) => *source == runs && destination.is_silent(),
-        End::Undecided(Where::Nowhere) => stands(source) && *destination == is_gone,
+        End::BackPaused | End::Undecided(Where::Nowhere) => stands(source) && *destination == is_gone,
     }
 }
 
@@ -56,6 +59,8 @@ pub(super) struct Judge<'a> {
     pub(super) cell: &'a Cell,
     pub(super) lab: Lab,
     pub(super) audit: Audit,
+    /// The engine's state directory.
+    pub(super) state: PathBuf,
     pub(super) migration: MigrationId,
     pub(super) source: i32,
     pub(super) destination: i32,
@@ -78,24 +83,41 @@ impl Judge<'_> {
         let told = end;
         let Some(end) = self.settled(told).await else { return (Some(told), self.deviations) };
         self.nothing_left(end);
-        if matches!(end, End::Refused | End::Back) {
-            let now = settings(&self.lab.somebody().await).await;
-            self.hold(now == *before, || format!("the source's settings were {before:?} and are {now:?}"));
+        if matches!(end, End::Refused | End::Back | End::BackPaused) {
+            self.as_before(before).await;
         }
-        if end != End::Lost && self.deviations.is_empty() {
+        if !matches!(end, End::Lost | End::Crashed) && self.deviations.is_empty() {
             self.again(end, ended).await;
         }
         (Some(told), self.deviations)
     }
 
+    /// The source's settings and run state are what they were.
+    async fn as_before(&mut self, before: &(Value, Value)) {
+        let somebody = self.lab.somebody().await;
+        let now = settings(&somebody).await;
+        self.hold(now == *before, || format!("the source's settings were {before:?} and are {now:?}"));
+        if self.cell.before == Before::Paused {
+            let state =
+                somebody.call_as::<StatusInfo, _>(&words::query_status {}, SOON).await.unwrap().status;
+            // Up to 7.2 QEMU itself takes a paused source there when a migration that had begun fails.
+            let is_postmigrate = self.cell.version.name == "7.2" && state == RunState::PostMigrate;
+            self.hold(state == RunState::Paused || is_postmigrate, || {
+                format!("it was paused and is {state}")
+            });
+        }
+    }
+
     /// What is left open `recover` settles, now that the fault is over.
     async fn settled(&mut self, told: End) -> Option<End> {
-        if !matches!(told, End::Undecided(_)) {
+        let is_open = matches!(told, End::Undecided(_)) || self.cell.fault == Fault::StateReadOnly;
+        if !is_open {
             return Some(told);
         }
-        let recovered = run(command(&["recover", self.migration.as_str(), "--json"]));
+        let recovered = run(self.lab.command(&["recover", self.migration.as_str(), "--json"]));
         let end = match recovered.code {
             0 => End::There,
+            1 if self.cell.before == Before::Paused => End::BackPaused,
             1 => End::Back,
             4 => {
                 // It may have run on a destination that is gone; what the hint offers is taken.
@@ -108,6 +130,8 @@ impl Judge<'_> {
                 return None;
             }
         };
+        let is_same = matches!(told, End::Undecided(_) | End::Refused) || told == end;
+        self.hold(is_same, || format!("{told} was told, and recovered is {end}: {recovered:?}"));
         let end = self.truth(&[end]).await;
         self.never_two();
         end
@@ -134,14 +158,32 @@ impl Judge<'_> {
         });
         self.hold(result["exit_code"] == ended.code, || format!("exit {}: {result}", ended.code));
         if ended.code != 2 {
-            let state = qmigrate::host::state_directory().unwrap();
-            let record = std::fs::read(state.join("records").join(format!("{}.json", self.migration)));
-            let record: Value = serde_json::from_slice(&record.unwrap_or_default()).unwrap_or_default();
-            let same =
-                ["exit_code", "guest", "message"].iter().all(|key| record["outcome"][key] == result[key]);
-            self.hold(same, || format!("the record says {}", record["outcome"]));
+            self.recorded(ended, result);
+        }
+        if self.cell.fault == Fault::StateReadOnly {
+            let hint = format!("hint: once that is mended, `qmigrate recover {}`", self.migration);
+            self.hold(ended.stderr.contains(&hint), || format!("it is left open, unsaid: {}", ended.stderr));
+        }
+        if self.cell.fault == Fault::GuestPanics && ends.contains(&End::TherePanicked) {
+            let says_so = result["message"].as_str().is_some_and(|text| text.contains("panicked"));
+            self.hold(says_so, || format!("it does not say that the guest has panicked: {result}"));
         }
         ends
+    }
+
+    /// The record says the same; where it could not be kept, that was told.
+    fn recorded(&mut self, ended: &Ended, result: &Value) {
+        let path = self.state.join("records").join(format!("{}.json", self.migration));
+        let record: Option<Value> =
+            std::fs::read(path).ok().map(|record| serde_json::from_slice(&record).unwrap_or_default());
+        let is_told = ended.stderr.contains("warning: the records in ");
+        if self.cell.state().is_some() {
+            self.hold(record.is_none() && is_told, || format!("no record, unsaid: {}", ended.stderr));
+            return;
+        }
+        let outcome = &record.unwrap_or_default()["outcome"];
+        let same = ["exit_code", "guest", "message"].iter().all(|key| outcome[key] == result[key]);
+        self.hold(same, || format!("the record says {outcome}"));
     }
 
     /// The one that is true: what the two QEMUs do is what it says.
@@ -210,7 +252,7 @@ impl Judge<'_> {
 
     /// Nothing is there that was not before, but what the end speaks of.
     fn nothing_left(&mut self, end: End) {
-        let names_are_kept = end == End::Remainder;
+        let names_are_kept = matches!(end, End::Remainder | End::Crashed);
         let runtime = qmigrate::host::runtime_directory().unwrap().join(self.migration.as_str());
         let is_known = |thing: &Thing| match thing {
             Thing::Process(pid) => *pid == self.destination && end != End::Lost,
@@ -227,11 +269,12 @@ impl Judge<'_> {
     async fn again(&mut self, end: End, first: &Ended) {
         let (at, home) = (self.lab.destination(), self.lab.subject.monitor.clone());
         let from = match end {
-            End::Refused | End::Back => self.source,
+            End::Refused | End::Back | End::BackPaused => self.source,
             _ => at,
         };
         match end {
-            End::TherePaused => {
+            // As the hint says; one that has panicked goes on after it.
+            End::BackPaused | End::TherePaused | End::TherePanicked => {
                 let client = self.lab.subject.connect().await.unwrap();
                 client.call(&words::cont {}, SOON).await.unwrap();
             }

@@ -44,6 +44,28 @@ impl Moment {
             Self::Arrived => "arrived",
         }
     }
+
+    /// As the table's heads say it.
+    pub(super) fn words(self) -> &'static str {
+        match self {
+            Self::Destination => "destination starting",
+            Self::Prepared => "prepared",
+            Self::Streaming => "streaming",
+            Self::Switchover => "switchover",
+            Self::Armed => "both completed, `cont` not decided yet",
+            Self::Committed => "both completed, `cont` written down and not sent yet",
+            Self::Arrived => "after `cont`",
+        }
+    }
+}
+
+/// What the guest does before anything goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Before {
+    /// It runs.
+    Running,
+    /// Somebody has paused it.
+    Paused,
 }
 
 /// What goes wrong.
@@ -63,6 +85,8 @@ pub(super) enum Fault {
     SourceHung,
     /// SIGSTOP to the source, for 3.5 s.
     SourceStopped,
+    /// SIGKILL to the engine; then `recover` from another process, whose end it is.
+    EngineKilled,
     /// SIGTERM to the engine.
     Sigterm,
     /// SIGINT to the engine.
@@ -75,16 +99,56 @@ pub(super) enum Fault {
     SourceControlTaken,
     /// The engine's connection to the destination's monitor is broken; the monitor is free.
     DestinationControlCut,
+    /// Something else takes all the room in the file system of the state directory.
+    StateFull,
+    /// Nothing in the state directory can be written or removed any more, the open journal included.
+    StateReadOnly,
     /// The guest resets (`system_reset` on the source).
     GuestResets,
+    /// The guest powers itself off, by the word that its ACPI would write to a port of the source.
+    GuestPowersOff,
     /// The guest's machine goes away (`quit` on the source).
     GuestQuits,
+    /// The guest panics, by the word that it would write to its pvpanic device; it is then to be stopped and kept
+    /// (`-action panic=pause`). On the source, and after `cont` where it runs then.
+    GuestPanics,
     /// Another client stops the guest on the source.
     SomebodyStops,
     /// Another client cancels the migration.
     SomebodyCancels,
     /// Another client changes the limits.
     SomebodySetsLimits,
+}
+
+impl Fault {
+    /// What a reader knows it by.
+    pub(super) fn words(self) -> &'static str {
+        match self {
+            Self::DestinationKilled => "destination killed",
+            Self::DestinationStopped => "destination stopped (SIGSTOP)",
+            Self::DestinationRefuses => "destination refuses device state",
+            Self::DiskLocked => "disk lock held",
+            Self::SourceKilled => "source killed",
+            Self::SourceHung => "source QMP hung",
+            Self::SourceStopped => "source stopped (SIGSTOP)",
+            Self::EngineKilled => "engine killed -9, then recover",
+            Self::Sigterm => "engine SIGTERM",
+            Self::Sigint => "engine SIGINT",
+            Self::StreamCut => "stream cut",
+            Self::SourceControlCut => "source's control lost",
+            Self::SourceControlTaken => "source's control lost to another",
+            Self::DestinationControlCut => "destination's control lost",
+            Self::StateFull => "state directory full",
+            Self::StateReadOnly => "state directory read-only",
+            Self::GuestResets => "guest resets",
+            Self::GuestPowersOff => "guest powers off",
+            Self::GuestQuits => "guest's machine quits",
+            Self::GuestPanics => "guest panics",
+            Self::SomebodyStops => "another client stops",
+            Self::SomebodyCancels => "another client cancels",
+            Self::SomebodySetsLimits => "another client changes limits",
+        }
+    }
 }
 
 /// How a migration ends, and where the guest then is.
@@ -94,14 +158,20 @@ pub(super) enum End {
     Refused,
     /// Exit 1: the guest runs on its source.
     Back,
+    /// Exit 1: the guest is on its source and stands still, as before.
+    BackPaused,
     /// Exit 0: the guest runs on the destination, and the source has gone.
     There,
     /// Exit 0: the guest stands still on the destination, and the source has gone.
     TherePaused,
+    /// Exit 0: the guest is on the destination as it stopped when it panicked, and the source has gone.
+    TherePanicked,
     /// Exit 5: the guest runs on the destination, and the source could not be ended.
     Remainder,
     /// Exit 4: the guest is gone.
     Lost,
+    /// Exit 4: the guest has panicked where it had arrived, and is kept there; so is the source, as it was at the switch.
+    Crashed,
     /// Exit 3: the engine cannot tell; in truth it is here.
     Undecided(Where),
 }
@@ -120,11 +190,11 @@ pub(super) enum Where {
 impl End {
     pub(super) fn exit_code(self) -> i32 {
         match self {
-            Self::There | Self::TherePaused => 0,
-            Self::Back => 1,
+            Self::There | Self::TherePaused | Self::TherePanicked => 0,
+            Self::Back | Self::BackPaused => 1,
             Self::Refused => 2,
             Self::Undecided(_) => 3,
-            Self::Lost => 4,
+            Self::Lost | Self::Crashed => 4,
             Self::Remainder => 5,
         }
     }
@@ -134,9 +204,10 @@ impl End {
         match self {
             Self::Refused => &["unchanged"],
             Self::Back => &["running_on_source", "unchanged"],
+            Self::BackPaused => &["paused_on_source", "unchanged"],
             Self::There | Self::Remainder => &["running_on_destination"],
-            Self::TherePaused => &["paused_on_destination"],
-            Self::Lost => &["lost"],
+            Self::TherePaused | Self::TherePanicked => &["paused_on_destination"],
+            Self::Lost | Self::Crashed => &["lost"],
             Self::Undecided(_) => &["unknown"],
         }
     }
@@ -157,9 +228,12 @@ impl fmt::Display for End {
             Self::Refused => "refused",
             Self::Back => "back",
             Self::There => "there",
+            Self::BackPaused => "back, paused",
             Self::TherePaused => "there, paused",
+            Self::TherePanicked => "there, panicked",
             Self::Remainder => "there, rest",
             Self::Lost => "lost",
+            Self::Crashed => "crashed",
             Self::Undecided(_) => "undecided",
         })
     }
@@ -169,6 +243,9 @@ const REFUSED: Expected = Expected::Ends(&[End::Refused]);
 const BACK: Expected = Expected::Ends(&[End::Back]);
 const THERE: Expected = Expected::Ends(&[End::There]);
 const THERE_PAUSED: Expected = Expected::Ends(&[End::TherePaused]);
+const BACK_PAUSED: Expected = Expected::Ends(&[End::BackPaused]);
+const THERE_PANICKED: Expected = Expected::Ends(&[End::TherePanicked]);
+const CRASHED: Expected = Expected::Ends(&[End::Crashed]);
 const REMAINDER: Expected = Expected::Ends(&[End::Remainder]);
 const LOST: Expected = Expected::Ends(&[End::Lost]);
 /// What is asked for in the blackout is answered after it, or breaks it off.
@@ -180,8 +257,11 @@ const THERE_OR_REST: Expected = Expected::Ends(&[End::There, End::Remainder]);
 const NO_STREAM: Expected = Expected::Senseless("there is no stream to cut");
 const AT_LOAD_ONLY: Expected = Expected::Senseless("a destination refuses what it is sent, and nothing else");
 
+/// The machine is gone, or was already the destination's, or had ended its migration before it went.
+const LOST_OR_NOT: Expected = Expected::Ends(&[End::Lost, End::There, End::Back]);
+
 /// A row: one fault at each moment.
-const TABLE: [(Fault, [Expected; 7]); 18] = [
+const TABLE: [(Fault, [Expected; 7]); 23] = [
     (Fault::DestinationKilled, [REFUSED, BACK, BACK, BACK, BACK, BACK_OR_OPEN, LOST]),
     (
         Fault::DestinationStopped,
@@ -207,9 +287,14 @@ const TABLE: [(Fault, [Expected; 7]); 18] = [
     // 3.5 s are less than an answer is waited for before the stream runs, and more than a blackout may last.
     (Fault::SourceHung, [THERE, THERE, BACK, BACK_OR_THERE, THERE, THERE, THERE]),
     (Fault::SourceStopped, [THERE, THERE, BACK, BACK_OR_THERE, THERE, THERE, THERE]),
+    // Before `migrate` it is undone; from then on QEMU goes on alone, and the guest waits where it has arrived for its
+    // `cont`, which `recover` gives.
+    (Fault::EngineKilled, [BACK, BACK, THERE, THERE, THERE, THERE, THERE]),
     (Fault::Sigterm, [BACK, BACK, BACK, BACK, BACK, THERE, THERE]),
     (Fault::Sigint, [BACK, BACK, BACK, BACK, BACK, THERE, THERE]),
-    (Fault::StreamCut, [NO_STREAM, NO_STREAM, BACK, BACK, NO_STREAM, NO_STREAM, NO_STREAM]),
+    // The final copy may be over before the destination is stopped in it; above all where the guest was stopped first, and
+    // hardly anything is left for it (seen on 7.2).
+    (Fault::StreamCut, [NO_STREAM, NO_STREAM, BACK, BACK_OR_THERE, NO_STREAM, NO_STREAM, NO_STREAM]),
     (Fault::SourceControlCut, [REFUSED, BACK_OR_THERE, THERE, THERE, THERE, THERE, THERE_OR_REST]),
     (
         Fault::SourceControlTaken,
@@ -224,32 +309,43 @@ const TABLE: [(Fault, [Expected; 7]); 18] = [
             REMAINDER,
         ],
     ),
-    // A `cont` that was certainly not sent is none; on a connection made anew it is sent again.
-    (Fault::DestinationControlCut, [REFUSED, BACK, BACK, BACK, BACK, BACK_OR_THERE, THERE_OR_REST]),
+    // A `cont` that was certainly not sent is none; on a connection made anew it is sent again. In the switchover the
+    // destination must let somebody in and is not stopped, so that it too may have completed before the cut.
+    (Fault::DestinationControlCut, [REFUSED, BACK, BACK, BACK_OR_THERE, BACK, BACK_OR_THERE, THERE_OR_REST]),
+    // The room for the journal was taken at the start; only the record is not kept, which is told.
+    (Fault::StateFull, [THERE, THERE, THERE, THERE, THERE, THERE, THERE]),
+    // What cannot be written down is not begun, and no `cont` is sent for it; one that was written down is. What the
+    // journal still says is settled by `recover`.
+    (Fault::StateReadOnly, [REFUSED, BACK, BACK, BACK, BACK, THERE, THERE]),
     (Fault::GuestResets, [THERE, THERE, THERE, THERE, THERE, THERE, THERE]),
-    (
-        Fault::GuestQuits,
-        [LOST, LOST, LOST, Expected::Ends(&[End::Lost, End::There, End::Back]), THERE, THERE, THERE],
-    ),
+    (Fault::GuestPowersOff, [LOST, LOST, LOST, LOST_OR_NOT, THERE, THERE, THERE]),
+    (Fault::GuestQuits, [LOST, LOST, LOST, LOST_OR_NOT, THERE, THERE, THERE]),
+    // From the switchover on what is written on the source changes nothing: the guest is not there any more.
+    (Fault::GuestPanics, [THERE_PANICKED, THERE_PANICKED, THERE_PANICKED, THERE, THERE, THERE, CRASHED]),
     (Fault::SomebodyStops, [THERE_PAUSED, THERE_PAUSED, THERE_PAUSED, THERE, THERE, THERE, THERE]),
     (Fault::SomebodyCancels, [THERE, THERE, BACK, BACK_OR_THERE, THERE, THERE, THERE]),
     (Fault::SomebodySetsLimits, [THERE, THERE, THERE, THERE, THERE, THERE, THERE]),
 ];
 
-/// Faults that this matrix cannot make yet, and why.
-pub(super) const NOT_YET: [(&str, &str); 3] = [
-    ("the engine is killed -9", "what it leaves is for `recover` to settle"),
-    (
-        "the state directory is full or read-only",
-        "nothing of a migration's course is written there before its end",
-    ),
-    ("the guest panics", "the embedded guest has no device to panic by"),
+/// The same for a guest that was paused before, which stands still wherever it ends up. It gets no `cont`, so that it is
+/// never armed; and nothing is left for its final copy, which is over before a fault can be made in it.
+const PAUSED: [(Fault, Moment, Expected); 11] = [
+    (Fault::DestinationKilled, Moment::Prepared, BACK_PAUSED),
+    (Fault::DestinationKilled, Moment::Streaming, BACK_PAUSED),
+    (Fault::DestinationRefuses, Moment::Switchover, BACK_PAUSED),
+    (Fault::EngineKilled, Moment::Prepared, BACK_PAUSED),
+    (Fault::EngineKilled, Moment::Streaming, THERE_PAUSED),
+    (Fault::EngineKilled, Moment::Arrived, THERE_PAUSED),
+    (Fault::Sigterm, Moment::Destination, BACK_PAUSED),
+    (Fault::Sigterm, Moment::Streaming, BACK_PAUSED),
+    (Fault::StreamCut, Moment::Streaming, BACK_PAUSED),
+    (Fault::StateReadOnly, Moment::Prepared, BACK_PAUSED),
+    (Fault::SomebodyCancels, Moment::Streaming, BACK_PAUSED),
 ];
 
 /// What also runs on the oldest and the newest QEMU, each time.
 pub(super) const DECISIVE: [(Fault, Moment); 16] = [
     (Fault::DestinationKilled, Moment::Streaming),
-    (Fault::DestinationKilled, Moment::Armed),
     (Fault::DestinationKilled, Moment::Arrived),
     (Fault::DestinationStopped, Moment::Switchover),
     (Fault::DestinationStopped, Moment::Armed),
@@ -258,7 +354,8 @@ pub(super) const DECISIVE: [(Fault, Moment); 16] = [
     (Fault::SourceKilled, Moment::Streaming),
     (Fault::SourceKilled, Moment::Armed),
     (Fault::SourceHung, Moment::Streaming),
-    (Fault::Sigterm, Moment::Switchover),
+    (Fault::EngineKilled, Moment::Streaming),
+    (Fault::EngineKilled, Moment::Armed),
     (Fault::Sigterm, Moment::Armed),
     (Fault::StreamCut, Moment::Streaming),
     (Fault::SourceControlCut, Moment::Streaming),
@@ -266,17 +363,31 @@ pub(super) const DECISIVE: [(Fault, Moment); 16] = [
     (Fault::SomebodyCancels, Moment::Streaming),
 ];
 
-/// The table, cell by cell. A guest that is not moved live stands still while it is sent, which a `stop` does not change.
-pub(super) fn expected(non_live: bool) -> impl Iterator<Item = (Fault, Moment, Expected)> {
+/// The table, cell by cell.
+pub(super) fn expected(non_live: bool) -> impl Iterator<Item = (Before, Fault, Moment, Expected)> {
     let cells = |(fault, row): (Fault, [Expected; 7])| {
         Moment::ALL.into_iter().zip(row).map(move |(moment, expected)| (fault, moment, expected))
     };
-    TABLE.into_iter().flat_map(cells).map(move |(fault, moment, expected)| match (fault, moment) {
-        (Fault::SomebodyStops, Moment::Streaming) if non_live => (fault, moment, THERE),
+    let running = TABLE.into_iter().flat_map(cells).map(move |(fault, moment, expected)| {
+        (
+            Before::Running,
+            fault,
+            moment,
+            if non_live { stopped_first(fault, moment, expected) } else { expected },
+        )
+    });
+    running.chain(PAUSED.map(|(fault, moment, expected)| (Before::Paused, fault, moment, expected)))
+}
+
+/// What is different for a guest that is not moved live.
+fn stopped_first(fault: Fault, moment: Moment, expected: Expected) -> Expected {
+    match (fault, moment) {
+        // It stands still while it is sent, which neither changes.
+        (Fault::SomebodyStops | Fault::GuestPanics, Moment::Streaming) => THERE,
         // A guest that was stopped for the move, and cannot be told to go on: the text says so.
-        (Fault::SourceControlTaken, Moment::Prepared | Moment::Streaming) if non_live => {
-            (fault, moment, Expected::Ends(&[End::Undecided(Where::Source), End::Undecided(Where::Nowhere)]))
+        (Fault::SourceControlTaken, Moment::Prepared | Moment::Streaming) => {
+            Expected::Ends(&[End::Undecided(Where::Source), End::Undecided(Where::Nowhere)])
         }
-        _ => (fault, moment, expected),
-    })
+        _ => expected,
+    }
 }
