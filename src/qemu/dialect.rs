@@ -56,6 +56,8 @@ pub enum LimitsError {
 pub struct Dialect {
     commands: BTreeSet<String>,
     capabilities: BTreeSet<String>,
+    /// Those that were on when asked.
+    on: BTreeSet<String>,
     parameters: Map<String, Value>,
 }
 
@@ -76,9 +78,12 @@ impl Dialect {
             let entries = list.as_array().into_iter().flatten();
             entries.filter_map(|entry| entry.get(key)?.as_str().map(str::to_owned)).collect()
         };
+        let is_on = |entry: &&Value| entry.get("state").and_then(Value::as_bool) == Some(true);
+        let on: Value = capabilities.as_array().into_iter().flatten().filter(is_on).cloned().collect();
         Self {
             commands: names(commands, "name"),
             capabilities: names(capabilities, "capability"),
+            on: names(&on, "capability"),
             parameters: if let Value::Object(parameters) = parameters { parameters } else { Map::new() },
         }
     }
@@ -96,6 +101,11 @@ impl Dialect {
     /// Whether it has a capability, on or off.
     pub fn has_capability(&self, name: &str) -> bool {
         self.capabilities.contains(name)
+    }
+
+    /// Whether a capability was on when asked.
+    pub fn is_on(&self, name: &str) -> bool {
+        self.on.contains(name)
     }
 
     /// Its capabilities, by name.
