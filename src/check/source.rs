@@ -28,8 +28,21 @@ pub fn blockers(source: &Inventory, intent: Intent) -> Vec<Blocker> {
             "remove the device or option named, or move the guest while it is shut down",
         )
     }));
+    found.extend(second_guest(source));
     found.extend(lost_writes(source).filter(|_| intent == Intent::Live));
     found
+}
+
+/// COLO keeps a second guest in step, which runs on the destination in spite of `-S` as soon as its state has come; on
+/// 5.2 and 7.2 the source then fails and runs too (run, with `x-colo` on the source alone).
+fn second_guest(source: &Inventory) -> Option<Blocker> {
+    source.dialect.is_on("x-colo").then(|| {
+        Blocker::new(
+            "colo",
+            "the capability x-colo is on: this guest would be run a second time, and not be moved",
+            "switch it off on the source's monitor: migrate-set-capabilities, x-colo, false",
+        )
+    })
 }
 
 /// Why a live migration of this guest would lose what it writes. A guest that was moved all the same crashes as likely
@@ -93,6 +106,8 @@ fn migration_blocker(source: &Inventory) -> Option<Blocker> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
     use crate::qemu::dialect::Dialect;
 
@@ -133,6 +148,16 @@ mod tests {
         );
         source.kvm = true;
         assert!(!codes(&source, Intent::Live).contains(&"tcg-loses-writes"));
+    }
+
+    #[test]
+    fn a_guest_that_would_be_run_twice_is_refused() {
+        let mut source = source(RunState::Running);
+        for (state, codes_then) in [(true, &["colo"][..]), (false, &[])] {
+            let capabilities = serde_json::json!([{"capability": "x-colo", "state": state}]);
+            source.dialect = Dialect::from_answers(&Value::Null, &capabilities, Value::Null);
+            assert_eq!(codes(&source, Intent::NonLive), codes_then);
+        }
     }
 
     #[test]

@@ -19,6 +19,8 @@ mod act;
 mod answers;
 /// Whose cancel it was.
 mod cancels;
+/// A connection that has ended.
+mod contact;
 /// Orders of people: cancel, pause, new limits.
 mod people;
 /// How far the stream is, and what the controller makes of it.
@@ -40,7 +42,7 @@ use super::watchdog::Watchdog;
 use crate::check::chain;
 use crate::converge::Controller;
 use crate::qmp::words::{MigrationInfo, Notice, RunState, StatusInfo};
-use crate::qmp::{CallError, Heard, Leg};
+use crate::qmp::{CallError, Client, Heard, Leg};
 
 /// How often the source is asked how far it is. QEMU's own figures change every 100 ms.
 const ASK_EVERY: Duration = Duration::from_millis(100);
@@ -92,6 +94,9 @@ enum Answer {
     State(Leg, u64, Result<StatusInfo, CallError>),
     Continued(Leg, Result<(), CallError>),
     Alive(bool),
+    /// The destination's connection has ended, and its process has not.
+    Unheard,
+    Connected(Leg, Client),
     Started(Result<(), CallError>),
     /// Its effect is seen by the status.
     Cancelled(Result<(), CallError>),
@@ -121,6 +126,8 @@ pub struct Driver<'a> {
     ask_at: Instant,
     step_overdue_at: Option<Instant>,
     give_up_at: Option<Instant>,
+    /// When a side that cannot be reached is given up.
+    reach_by: Option<Instant>,
     /// How often the source's guest has stopped or started: an answer that was asked for before the last time says
     /// nothing of now.
     source_changes: u64,
@@ -170,6 +177,7 @@ impl<'a> Driver<'a> {
             ask_at: now(),
             step_overdue_at: None,
             give_up_at: None,
+            reach_by: None,
             source_changes: 0,
             is_start_unknown: false,
             cancels: Cancels::default(),
@@ -219,6 +227,7 @@ impl<'a> Driver<'a> {
             self.step().await;
         }
         self.conclusion.phase = self.phase;
+        self.take_last_connection();
         if matches!(self.phase, Phase::Arrived(_) | Phase::Back(_)) {
             // What is left to do there needs both.
             self.source.heal().await;
@@ -255,7 +264,7 @@ impl<'a> Driver<'a> {
     async fn word(&mut self, leg: Leg, word: Word) {
         match word {
             Word::Heard(heard) => self.heard(leg, &heard).await,
-            Word::Silence => self.deaf(leg).await,
+            Word::Silence => self.deaf(leg),
             Word::End => self.ended(leg).await,
         }
     }
@@ -289,7 +298,7 @@ impl<'a> Driver<'a> {
     /// The next moment at which something is due.
     fn wake_at(&self) -> Instant {
         let blackout_over = self.phase.can_retreat().then(|| self.watchdog.blackout_over_at()).flatten();
-        [Some(self.ask_at), self.step_overdue_at, self.give_up_at, blackout_over]
+        [Some(self.ask_at), self.step_overdue_at, self.give_up_at, self.reach_by, blackout_over]
             .into_iter()
             .flatten()
             .min()
@@ -308,6 +317,9 @@ impl<'a> Driver<'a> {
             self.take(Input::Overdue).await;
         }
         let over = self.watchdog.blackout_over_at().is_some_and(|at| now >= at);
+        if self.gave_up_reaching(now, over).await {
+            return;
+        }
         if over && self.phase.can_retreat() {
             let bound = crate::units::show_duration(self.limits.longest_blackout());
             self.explain(&format!(
@@ -407,48 +419,6 @@ impl<'a> Driver<'a> {
     fn ask_now(&mut self) {
         if !self.watchdog.is_open() {
             self.ask(now());
-        }
-    }
-
-    /// A connection has ended. A process that is on its way out closes its monitor first; one that lives is
-    /// connected to anew. A destination that cannot be reached gets no `cont`, as long as there is a way back.
-    async fn deaf(&mut self, leg: Leg) {
-        // A destination that cannot be reached gets no `cont` as long as there is a way back; where there is none it
-        // is the guest's only chance.
-        let is_needed = leg == Leg::Source
-            || matches!(self.phase, Phase::Committed { .. })
-            || matches!(self.phase, Phase::Switchover { source: SourceEnd::Postcopy, .. })
-            || self.source.contact == Contact::Ended;
-        let side = self.side(leg);
-        if side.process.ended_within(LAST_BREATH).await {
-            return self.ended(leg).await;
-        }
-        if is_needed && side.reconnect().await {
-            tracing::info!(%leg, "connected anew");
-            if leg == Leg::Source {
-                self.source_changes += 1;
-                self.watchdog.answered();
-            }
-            return self.ask_state(leg);
-        }
-        // One with a lot of memory takes a while to end after it has closed its monitor.
-        if leg == Leg::Source && self.side(leg).process.ended_within(LAST_CALL).await {
-            return self.ended(leg).await;
-        }
-        self.side(leg).contact = Contact::Lost;
-        self.explain(&format!("the connection to the {leg}'s monitor was lost"));
-        match leg {
-            Leg::Destination => self.take(Input::Retreat).await,
-            Leg::Source => {
-                // What the destination has said meanwhile comes first: it may run the guest.
-                while let Ok(Some(heard)) = self.destination.events.try_next() {
-                    self.heard(Leg::Destination, &heard).await;
-                }
-                // Past the point of no return the source has no say.
-                if !matches!(self.phase, Phase::Committed { .. }) {
-                    self.take(Input::GiveUp).await;
-                }
-            }
         }
     }
 

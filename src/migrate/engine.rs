@@ -264,7 +264,8 @@ async fn look(source: &mut Side) -> AtSource {
     source.events = source.client.events();
     match finish::state(&source.client).await {
         // Where it does not answer the driver asks again, and finds out what is wrong.
-        Ok(RunState::Running) | Err(_) => AtSource::Running,
+        // One that sleeps may be woken at any time, and sleeps on where it is told to run.
+        Ok(RunState::Running | RunState::Suspended) | Err(_) => AtSource::Running,
         Ok(_) => AtSource::Standing,
     }
 }

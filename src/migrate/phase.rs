@@ -18,9 +18,82 @@
 //! ```
 //!
 //! S is the source, D the destination, which `-S` holds until `cont`. Three rules carry the promise that never two
-//! run, and a property test holds the function to them: `cont` goes to the destination only when both have completed
-//! (or the source is gone); `cont` goes to a source that has completed only when the destination has ended for
-//! certain; after `cont` has been sent to the destination none goes to the source, unless it certainly did not arrive.
+//! run, and a test that goes through all that can be reached holds the function to them: `cont` goes to the destination
+//! only when both have completed (or the source is gone); `cont` goes to a source that has completed only when the
+//! destination has ended for certain; after `cont` has been sent to the destination none goes to the source, unless it
+//! certainly did not arrive. A fourth carries the promise that a guest which runs nowhere is written down: an action
+//! belongs to the phase that is entered with it, and that is in the journal before the action is performed.
+//!
+//! # All of it
+//!
+//! A test compares this table with the function: every place that can be reached, every input. `Streaming` is all
+//! three of them; the switchover goes by how far the source is (`Sending` to `LongGone`); `-alone` is without a source
+//! to go back to. Where two lines begin alike, the guest decides, and whether D has completed before. What is not here
+//! changes nothing and does nothing.
+//!
+//! | in | by | to | and is done |
+//! |---|---|---|---|
+//! | Streaming running | S STOP | same | ask S |
+//! | Streaming running | S stands | Streaming standing | |
+//! | Streaming standing | S STOP | Streaming running | ask S |
+//! | Streaming standing | S runs | Streaming running | |
+//! | Streaming running | consent | Streaming held | |
+//! | Streaming held | S RESUME, S is running | Streaming running | |
+//! | Streaming held | S has run, S is colo, S is restore-vm, S is save-vm | Streaming standing | |
+//! | Streaming held | S is preconfig, S is in an unknown state | Streaming standing | |
+//! | Streaming | S switching, S is finish-migrate, D completed | Sending | |
+//! | Streaming | cancel, D gone, D given up, S colo | Stopping | migrate_cancel |
+//! | Streaming, Sending | too long | Stopping | yank |
+//! | Sending | cancel, D gone, D given up | Stopping | yank |
+//! | Sending | S colo | Stopping | migrate_cancel |
+//! | Streaming, Sending | S in postcopy | Postcopy | |
+//! | Streaming, Sending, Postcopy | S completed | Completed | |
+//! | Streaming, Sending, Postcopy, Completed | S gone | Gone | |
+//! | Streaming, Sending, Postcopy, Stopping | S given up | Settling | ask S |
+//! | Streaming, Sending, Postcopy, Completed, Gone, LongGone, Armed, Armed-alone | D runs | Arrived running | |
+//! | Streaming, Sending, Stopping, Settling, Reviving | give up | Undecided Source | |
+//! | Sending, Postcopy | S completed | Armed | prove D |
+//! | Sending, Postcopy | S gone | Armed-alone | prove D |
+//! | Sending, Postcopy | S completed, S gone | Arrived standing | |
+//! | Completed | D completed | Armed | prove D |
+//! | Gone, LongGone | D completed | Armed-alone | prove D |
+//! | Completed, Gone, LongGone | D completed | Arrived standing | |
+//! | Completed | cancel, too long, D gone, D given up, S runs | Clearing | kill D |
+//! | Gone | overdue | LongGone | |
+//! | Gone, Postcopy | D gone, D given up | Lost | |
+//! | LongGone | D gone, D given up, D none, D setup | Lost | |
+//! | Postcopy | cancel, give up, S postcopy-paused, D postcopy-paused | Undecided Destination | |
+//! | Gone, LongGone, Armed-alone | give up | Undecided Destination | |
+//! | Armed | D alive | Committed | cont D |
+//! | Armed-alone | D alive | Committed-alone | cont D |
+//! | Armed | D silent, cancel, too long, D given up, S runs | Clearing | kill D |
+//! | Armed | S gone | Armed-alone | |
+//! | Armed-alone | overdue | same | prove D |
+//! | Armed-alone | D gone | Lost | |
+//! | Committed, Committed-alone | D runs, D has run | Arrived running | |
+//! | Committed, Committed-alone | D is paused, D is prelaunch | same | cont D |
+//! | Committed, Committed-alone | overdue | same | ask D |
+//! | Committed | D refuses | Clearing | kill D |
+//! | Committed | S gone | Committed-alone | |
+//! | Committed, Committed-alone | D gone, give up | Undecided Destination | |
+//! | Committed-alone | D refuses | Undecided Destination | |
+//! | Stopping | overdue, too long | same | yank |
+//! | Stopping | S pre-switchover | same | migrate_cancel |
+//! | Stopping | S in postcopy | Postcopy | |
+//! | Stopping | S gone | Gone | prove D |
+//! | Stopping, Settling | S completed, D runs | Clearing | kill D |
+//! | Clearing | overdue | same | kill D |
+//! | Armed, Clearing | D gone | Reviving | ask S |
+//! | Clearing | give up | Undecided Neither | |
+//! | Settling, Reviving | overdue | same | ask S |
+//! | Settling, Reviving | S is postmigrate, S is paused, S is prelaunch | same | cont S |
+//! | Settling, Reviving | S RESUME, S is running | Back running | |
+//! | Settling, Reviving | S stands, S is suspended, S is postmigrate | Back standing | |
+//! | Settling, Clearing, Reviving | S gone | Lost | |
+//!
+//! `given up`, `switching`, `in postcopy`, `runs`, `stands` and `has run` are words of the private module `meaning`.
+//! `failing` (11.0) is no end: the source runs the guest again before it says `failed`. What D says of its end after it
+//! has completed counts only while there is a way back.
 //!
 //! Facts behind it (run on 5.2, 7.2, 10.0 and 11.1): without
 //! `return-path` a source says completed though the destination has died, so that capability is always on; in the
@@ -28,14 +101,23 @@
 //! stopped by nothing but image locks; it fails with "Migration is not finalized yet" until its run state is
 //! `postmigrate`; QEMU up to 10 reports failed before it runs the guest again, 11 after.
 //!
-//! A guest that has panicked and was stopped for it (`-action panic=pause`) is in the state `guest-panicked`, which goes
-//! with it: its destination is in the same state, where `cont` would run it (run on 7.2, 10.0 and 11.1). It stands still
-//! by itself, gets no `cont`, and is kept as it is for whoever wants to know why.
-//!
-//! One thing cannot be told apart: a `stop` by another client in the very moment before the switchover. QEMU says `STOP`
-//! once, and its run state is its own from then on; such a guest is run on the destination.
+//! One thing cannot be told apart: a guest that stops in the very moment before the switchover, by another client's
+//! `stop` or of itself. QEMU says `STOP` once, and its run state is its own from then on; such a guest is run on the
+//! destination.
 
+/// What a status, or a run state, means for a phase.
+mod meaning;
+/// Memory is sent, and then the rest: until both have completed.
+mod streaming;
+/// Both have completed: the destination is made sure of, and told to run the guest.
+mod handover;
+/// The guest goes back to its source.
+mod retreat;
+
+use handover::{armed, committed};
+use retreat::retreating;
 use serde::{Deserialize, Serialize};
+use streaming::{streaming, switchover};
 
 use crate::qmp::words::{MigrationStatus, RunState};
 use crate::record::{MayRun, PhaseName};
@@ -304,280 +386,5 @@ impl Phase {
     }
 }
 
-fn is_over(status: &MigrationStatus) -> bool {
-    matches!(status, MigrationStatus::Failed | MigrationStatus::Cancelled)
-}
-
-/// The source has begun to switch over.
-fn is_switching(status: &MigrationStatus) -> bool {
-    matches!(status, MigrationStatus::PreSwitchover | MigrationStatus::Device)
-}
-
-/// The guest's processors are on the destination, whose memory is not. On a source that is the point of no return: it
-/// refuses `cont`, and up to 9.x `migrate_cancel` wedges it. A destination says so 10 ms before (run on 11.1), while the
-/// source can still fail and run the guest again.
-fn is_postcopy(status: &MigrationStatus) -> bool {
-    matches!(
-        status,
-        MigrationStatus::PostcopyActive
-            | MigrationStatus::PostcopyPaused
-            | MigrationStatus::PostcopyRecoverSetup
-            | MigrationStatus::PostcopyRecover
-    )
-}
-
-/// Whether a guest in this state stands still by itself or by somebody's will, and would do so elsewhere too.
-fn is_standing(state: &RunState) -> bool {
-    !matches!(
-        state,
-        RunState::Running | RunState::FinishMigrate | RunState::PostMigrate | RunState::InMigrate
-    )
-}
-
-/// Whether a guest in this state, which was not in it before, has run and then stopped by itself.
-fn has_run(state: &RunState) -> bool {
-    matches!(
-        state,
-        RunState::GuestPanicked
-            | RunState::InternalError
-            | RunState::IoError
-            | RunState::Shutdown
-            | RunState::Suspended
-            | RunState::Watchdog
-    )
-}
-
-fn streaming(guest: Guest, input: &Input) -> (Phase, Option<Action>) {
-    let stay = Phase::Streaming(guest);
-    let switching = |source, destination_completed| both(guest, source, destination_completed);
-    let is_held = guest.at_source == AtSource::Held;
-    match input {
-        // Our own `stop`, by consent, is no news; a guest that is reset while it stands still is before its launch.
-        Input::Source(Seen::Stopped | Seen::State(RunState::Paused | RunState::PreLaunch)) if is_held => {
-            (stay, None)
-        }
-        // Somebody's `stop`, or the switchover: the run state tells. Only a guest that ran can stop.
-        Input::Source(Seen::Stopped) => {
-            (Phase::Streaming(guest.now(AtSource::Running)), Some(Action::AskSource))
-        }
-        Input::Source(Seen::State(state)) if is_standing(state) => {
-            (Phase::Streaming(guest.now(AtSource::Standing)), None)
-        }
-        Input::Source(Seen::State(RunState::Running) | Seen::Resumed) => {
-            (Phase::Streaming(guest.now(AtSource::Running)), None)
-        }
-        Input::StoppedByConsent if guest.at_source == AtSource::Running => {
-            (Phase::Streaming(guest.now(AtSource::Held)), None)
-        }
-        Input::Source(Seen::State(RunState::FinishMigrate)) => switching(SourceEnd::Sending, false),
-        Input::Source(Seen::Status(status)) if is_switching(status) => switching(SourceEnd::Sending, false),
-        Input::Source(Seen::Status(status)) if is_postcopy(status) => switching(SourceEnd::Postcopy, false),
-        Input::Source(Seen::Status(MigrationStatus::Completed)) => switching(SourceEnd::Completed, false),
-        Input::Destination(Seen::Status(MigrationStatus::Completed)) => switching(SourceEnd::Sending, true),
-        Input::Source(Seen::Status(status)) if is_over(status) => {
-            (Phase::Retreating(guest, Retreat::Settling), Some(Action::AskSource))
-        }
-        Input::Source(Seen::Gone) => switching(SourceEnd::Gone, false),
-        // Somebody else has told the destination to run it. It has all of the guest, or it could not.
-        Input::Destination(Seen::Resumed) => (Phase::Arrived(Rest::Running), None),
-        Input::Destination(Seen::Gone | Seen::Status(MigrationStatus::Failed)) | Input::Retreat => {
-            (Phase::Retreating(guest, Retreat::Stopping), Some(Action::CancelSource))
-        }
-        Input::BlackoutOver => (Phase::Retreating(guest, Retreat::Stopping), Some(Action::YankSource)),
-        // The source lives and cannot be spoken to any more.
-        Input::GiveUp => (Phase::Undecided(MayRun::Source), None),
-        _ => (stay, None),
-    }
-}
-
-/// The switchover, or what comes after it once both have completed.
-fn both(guest: Guest, source: SourceEnd, destination_completed: bool) -> (Phase, Option<Action>) {
-    if matches!(source, SourceEnd::Sending | SourceEnd::Postcopy) || !destination_completed {
-        (Phase::Switchover { guest, source, destination_completed }, None)
-    } else if guest.is_to_run_there() {
-        (Phase::Armed { guest, source_gone: source.is_gone() }, Some(Action::ProveDestination))
-    } else {
-        (Phase::Arrived(Rest::Standing), None)
-    }
-}
-
-fn switchover(
-    guest: Guest,
-    source: SourceEnd,
-    destination_completed: bool,
-    input: &Input,
-) -> (Phase, Option<Action>) {
-    let retreat = |retreat, action| (Phase::Retreating(guest, retreat), Some(action));
-    match (input, source) {
-        (Input::Destination(Seen::Status(MigrationStatus::Completed)), _) => both(guest, source, true),
-        // Somebody else has told the destination to run it.
-        (Input::Destination(Seen::Resumed), _) => (Phase::Arrived(Rest::Running), None),
-        (Input::Source(Seen::Gone), _) if !source.is_gone() => {
-            both(guest, SourceEnd::Gone, destination_completed)
-        }
-        (
-            Input::Source(Seen::Status(MigrationStatus::Completed)),
-            SourceEnd::Sending | SourceEnd::Postcopy,
-        ) => both(guest, SourceEnd::Completed, destination_completed),
-        (Input::Source(Seen::Status(status)), SourceEnd::Sending) if is_postcopy(status) => {
-            both(guest, SourceEnd::Postcopy, destination_completed)
-        }
-        // The link broke, or one side cannot be heard any more: it is mended by hand, or the guest is lost.
-        (
-            Input::Source(Seen::Status(MigrationStatus::PostcopyPaused))
-            | Input::Destination(Seen::Status(MigrationStatus::PostcopyPaused))
-            | Input::Retreat
-            | Input::GiveUp,
-            SourceEnd::Postcopy,
-        ) => (Phase::Undecided(MayRun::Destination), None),
-        (Input::Source(Seen::Status(status)), SourceEnd::Sending | SourceEnd::Postcopy)
-            if is_over(status) =>
-        {
-            retreat(Retreat::Settling, Action::AskSource)
-        }
-        (Input::Destination(Seen::Gone | Seen::Status(MigrationStatus::Failed)), _) => match source {
-            SourceEnd::Sending => retreat(Retreat::Stopping, Action::YankSource),
-            SourceEnd::Completed => retreat(Retreat::Clearing, Action::KillDestination),
-            SourceEnd::Gone | SourceEnd::LongGone | SourceEnd::Postcopy => (Phase::Lost, None),
-        },
-        (Input::Overdue, SourceEnd::Gone) => both(guest, SourceEnd::LongGone, destination_completed),
-        // Nothing of the guest has come: its source ended before it had connected (run on 11.1). What is in a socket
-        // that the destination has not looked at is there within a moment, and this one has answered since.
-        (
-            Input::Destination(Seen::Status(MigrationStatus::None | MigrationStatus::Setup)),
-            SourceEnd::LongGone,
-        ) => (Phase::Lost, None),
-        (Input::Retreat | Input::BlackoutOver, SourceEnd::Sending) => {
-            retreat(Retreat::Stopping, Action::YankSource)
-        }
-        // The last two: somebody else has told the source to run it, after it had completed; then it must stay there.
-        (
-            Input::Retreat
-            | Input::BlackoutOver
-            | Input::Source(Seen::Resumed | Seen::State(RunState::Running)),
-            SourceEnd::Completed,
-        ) => retreat(Retreat::Clearing, Action::KillDestination),
-        // What a source that has ended sent last may still be on its way into a destination that is slow or stopped:
-        // that one is the guest's only chance, and is left as it is.
-        (Input::GiveUp, SourceEnd::Gone | SourceEnd::LongGone) => {
-            (Phase::Undecided(MayRun::Destination), None)
-        }
-        (Input::GiveUp, SourceEnd::Sending) => (Phase::Undecided(MayRun::Source), None),
-        _ => (Phase::Switchover { guest, source, destination_completed }, None),
-    }
-}
-
-fn armed(guest: Guest, source_gone: bool, input: &Input) -> (Phase, Option<Action>) {
-    let stay = Phase::Armed { guest, source_gone };
-    let back = |retreat, action| (Phase::Retreating(guest, retreat), Some(action));
-    match input {
-        Input::DestinationAlive => {
-            (Phase::Committed { guest, source_gone }, Some(Action::ContinueDestination))
-        }
-        // Somebody else was quicker.
-        Input::Destination(Seen::Resumed) => (Phase::Arrived(Rest::Running), None),
-        Input::Destination(Seen::Gone) if source_gone => (Phase::Lost, None),
-        Input::Destination(Seen::Gone) => back(Retreat::Reviving, Action::AskSource),
-        // The last two: somebody else has told the source to run it, after it had completed; then it must stay there.
-        Input::DestinationSilent
-        | Input::Retreat
-        | Input::BlackoutOver
-        | Input::Source(Seen::Resumed | Seen::State(RunState::Running))
-            if !source_gone =>
-        {
-            back(Retreat::Clearing, Action::KillDestination)
-        }
-        Input::Source(Seen::Gone) => (Phase::Armed { guest, source_gone: true }, None),
-        // There is nothing to go back to: the destination is the guest's only chance.
-        Input::Overdue if source_gone => (stay, Some(Action::ProveDestination)),
-        Input::GiveUp if source_gone => (Phase::Undecided(MayRun::Destination), None),
-        _ => (stay, None),
-    }
-}
-
-fn committed(guest: Guest, source_gone: bool, input: &Input) -> (Phase, Option<Action>) {
-    let stay = Phase::Committed { guest, source_gone };
-    match input {
-        Input::Destination(Seen::Resumed | Seen::State(RunState::Running)) => {
-            (Phase::Arrived(Rest::Running), None)
-        }
-        // The `cont` was lost with its connection. It is past the point of no return: another one does no harm.
-        Input::Destination(Seen::State(RunState::Paused)) => (stay, Some(Action::ContinueDestination)),
-        Input::Destination(Seen::State(state)) if has_run(state) => (Phase::Arrived(Rest::Running), None),
-        // QEMU said no (an image lock, say): the guest has not run there.
-        Input::Destination(Seen::ContinueRefused) if !source_gone => {
-            (Phase::Retreating(guest, Retreat::Clearing), Some(Action::KillDestination))
-        }
-        Input::Destination(Seen::ContinueRefused | Seen::Gone) | Input::GiveUp => {
-            (Phase::Undecided(MayRun::Destination), None)
-        }
-        Input::Overdue => (stay, Some(Action::AskDestination)),
-        Input::Source(Seen::Gone) => (Phase::Committed { guest, source_gone: true }, None),
-        _ => (stay, None),
-    }
-}
-
-fn retreating(guest: Guest, retreat: Retreat, input: &Input) -> (Phase, Option<Action>) {
-    let stay = Phase::Retreating(guest, retreat);
-    let on = |retreat, action| (Phase::Retreating(guest, retreat), Some(action));
-    match (retreat, input) {
-        // The source has ended before it said how the migration ended: the destination may have all of the guest, or
-        // have ended before it, which made the guest go back.
-        (Retreat::Stopping, Input::Source(Seen::Gone)) => {
-            (both(guest, SourceEnd::Gone, false).0, Some(Action::ProveDestination))
-        }
-        // It has failed, and then it has ended; or the destination has been ended on purpose.
-        (_, Input::Source(Seen::Gone)) => (Phase::Lost, None),
-        (_, Input::GiveUp) => (Phase::Undecided(stay.may_run()), None),
-
-        // The cancel came too late, or somebody else has told the destination to run it while the source is about to:
-        // either way the destination must not run it any more.
-        (
-            Retreat::Stopping | Retreat::Settling,
-            Input::Source(Seen::Status(MigrationStatus::Completed)) | Input::Destination(Seen::Resumed),
-        ) => on(Retreat::Clearing, Action::KillDestination),
-        (Retreat::Stopping, Input::Source(Seen::Status(status))) if is_over(status) => {
-            on(Retreat::Settling, Action::AskSource)
-        }
-        // It waits for somebody's word before it switches, as somebody has asked it to: a broken stream does not wake
-        // it, a cancel does (run on 10.0).
-        (Retreat::Stopping, Input::Source(Seen::Status(MigrationStatus::PreSwitchover))) => {
-            (stay, Some(Action::CancelSource))
-        }
-        // Somebody has started postcopy in the same moment.
-        (Retreat::Stopping, Input::Source(Seen::Status(status))) if is_postcopy(status) => {
-            both(guest, SourceEnd::Postcopy, false)
-        }
-        // With multifd on a dead link `migrate_cancel` hangs until the link is back; `yank` does not.
-        (Retreat::Stopping, Input::Overdue | Input::BlackoutOver) => (stay, Some(Action::YankSource)),
-
-        (Retreat::Clearing, Input::Destination(Seen::Gone)) => on(Retreat::Reviving, Action::AskSource),
-        (Retreat::Clearing, Input::Overdue) => (stay, Some(Action::KillDestination)),
-
-        (Retreat::Settling | Retreat::Reviving, Input::Source(seen)) => settle(guest, retreat, seen),
-        // "Migration is not finalized yet": asked again when the step is overdue.
-        (Retreat::Settling | Retreat::Reviving, Input::Overdue) => (stay, Some(Action::AskSource)),
-        _ => (stay, None),
-    }
-}
-
-/// The source is on its way to what it did before.
-fn settle(guest: Guest, retreat: Retreat, seen: &Seen) -> (Phase, Option<Action>) {
-    let stay = Phase::Retreating(guest, retreat);
-    let carry_on = (stay, Some(Action::ContinueSource));
-    match (seen, guest.at_source) {
-        (Seen::Resumed | Seen::State(RunState::Running), _) => (Phase::Back(Rest::Running), None),
-        (Seen::State(RunState::PostMigrate), AtSource::Standing) => (Phase::Back(Rest::Standing), None),
-        (Seen::State(RunState::PostMigrate), AtSource::Running | AtSource::Held)
-        | (Seen::State(RunState::Paused | RunState::PreLaunch), AtSource::Held) => carry_on,
-        // Somebody has reset it since it completed.
-        (Seen::State(RunState::PreLaunch), AtSource::Running) if retreat == Retreat::Reviving => carry_on,
-        // As before, or somebody paused it while it was on its way back, or it stopped by itself.
-        (Seen::State(state), _) if is_standing(state) => (Phase::Back(Rest::Standing), None),
-        _ => (stay, None),
-    }
-}
-
 #[cfg(test)]
-#[path = "phase_tests.rs"]
 mod tests;

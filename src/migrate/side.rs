@@ -8,6 +8,10 @@ use crate::record::LimitsBy;
 
 /// A monitor that is free greets at once.
 const RECONNECT_WITHIN: Duration = Duration::from_secs(1);
+/// Whoever stands in line waits: a new place would be the last one.
+const GREETING_WITHIN: Duration = Duration::from_secs(60);
+/// How soon a monitor is tried again that nobody serves.
+const RETRY: Duration = Duration::from_millis(20);
 /// A process that closes its monitor as it ends is gone within this.
 pub(in crate::migrate) const LAST_BREATH: Duration = Duration::from_millis(200);
 
@@ -35,7 +39,7 @@ pub struct Side {
 pub enum Contact {
     /// It can be heard.
     Heard,
-    /// Its process lives, and its monitor cannot be reached any more.
+    /// Its connection has ended, and its process has not been seen to.
     Lost,
     /// Its process has ended.
     Ended,
@@ -57,26 +61,33 @@ impl Side {
 
     /// Connects anew where the connection has ended unnoticed and the process lives on.
     pub(super) async fn heal(&mut self) {
-        if self.client.is_closed() && !self.process.ended_within(LAST_BREATH).await {
-            self.reconnect().await;
+        if !self.client.is_closed() || self.process.ended_within(LAST_BREATH).await {
+            return;
+        }
+        let deadlines = Deadlines { connect: RECONNECT_WITHIN };
+        match Client::connect(&self.address, self.leg, deadlines).await {
+            Ok(client) => self.meet(client),
+            Err(error) => tracing::debug!(leg = %self.leg, %error, "not reconnected"),
         }
     }
 
-    /// Connects anew to a side whose connection has ended while its process lives. Events of the meantime are lost;
-    /// its status is asked for all the time.
-    pub(super) async fn reconnect(&mut self) -> bool {
-        let deadlines = Deadlines { connect: RECONNECT_WITHIN };
-        match Client::connect(&self.address, self.leg, deadlines).await {
-            Ok(client) => {
-                self.events = client.events();
-                self.client = client;
-                true
-            }
-            Err(error) => {
-                tracing::debug!(leg = %self.leg, %error, "not reconnected");
-                false
-            }
+    /// Goes on by a new connection.
+    pub(super) fn meet(&mut self, client: Client) {
+        self.events = client.events();
+        self.client = client;
+        self.contact = Contact::Heard;
+    }
+}
+
+/// Connects anew, however long it takes: until the main loop of a source in the blackout is free, or somebody else's
+/// client has gone.
+pub(super) async fn connect_anew(address: &Address, leg: Leg) -> Client {
+    loop {
+        match Client::connect(address, leg, Deadlines { connect: GREETING_WITHIN }).await {
+            Ok(client) => return client,
+            Err(error) => tracing::debug!(%leg, %error, "not reconnected"),
         }
+        tokio::time::sleep(RETRY).await;
     }
 }
 

@@ -40,6 +40,11 @@ impl Watchdog {
         self.asked_at = None;
     }
 
+    /// The source cannot be heard: whether its stream moves is not known.
+    pub fn lost_sight(&mut self) {
+        self.moved = None;
+    }
+
     /// Whether a question is open.
     pub fn is_open(&self) -> bool {
         self.asked_at.is_some()

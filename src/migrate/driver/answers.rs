@@ -28,6 +28,8 @@ impl Driver<'_> {
                     self.take(Input::Destination(Seen::ContinueRefused)).await;
                 }
             }
+            Answer::Unheard => self.unheard().await,
+            Answer::Connected(leg, client) => self.connected(leg, client),
             Answer::Alive(true) => self.take(Input::DestinationAlive).await,
             Answer::Alive(false) => {
                 self.explain("the destination gave no sign of life after both had completed");
@@ -58,7 +60,7 @@ impl Driver<'_> {
                 tracing::debug!(%error, "not answered");
                 self.is_start_unknown = true;
             }
-            // What was not answered is asked again, or its connection has ended and `deaf` deals with it. A limit that
+            // What was not answered is asked again, or its connection has ended and is made anew. A limit that
             // was not taken leaves a lower one in force, which keeps the budget.
             Answer::Asked(Err(error))
             | Answer::AskedDestination(Err(error))

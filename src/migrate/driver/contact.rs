@@ -1,0 +1,111 @@
+//! A connection that has ended is made anew beside the loop: the other side, orders and times go on being heard.
+//!
+//! | which | in | given up |
+//! |---|---|---|
+//! | the source's | the stream, the switchover | once the guest may have stood still for as long as it may, undecided; both completed: it is not needed |
+//! | the source's | a retreat | with the retreat |
+//! | the destination's | before `cont` | at once: it gets no `cont` as long as there is a way back |
+//! | the destination's | after `cont`, or without a way back | with the hand-over: it is the guest's only chance |
+//! | either | postcopy | after as long as a blackout may last, undecided |
+
+use std::time::Instant;
+
+use super::{Answer, Driver, now};
+use crate::migrate::phase::{Input, Phase, SourceEnd};
+use crate::migrate::side::{Contact, LAST_BREATH, connect_anew};
+use crate::qmp::{Client, Leg};
+
+impl Driver<'_> {
+    /// A connection has ended. A process that is on its way out closes its monitor first, and is seen to end.
+    pub(super) fn deaf(&mut self, leg: Leg) {
+        let side = self.side(leg);
+        side.contact = Contact::Lost;
+        let (address, answers) = (side.address.clone(), self.answers.clone());
+        if leg == Leg::Source {
+            self.watchdog.lost_sight();
+        }
+        self.reach_by.get_or_insert(now() + self.limits.longest_blackout());
+        tokio::spawn(async move {
+            let connect = async {
+                if leg == Leg::Destination {
+                    tokio::time::sleep(LAST_BREATH).await;
+                    let _ = answers.send(Answer::Unheard);
+                }
+                connect_anew(&address, leg).await
+            };
+            let client = tokio::select! {
+                client = connect => client,
+                // The driver has ended meanwhile.
+                () = answers.closed() => return,
+            };
+            let _ = answers.send(Answer::Connected(leg, client));
+        });
+    }
+
+    /// The destination's process has not ended with its connection.
+    pub(super) async fn unheard(&mut self) {
+        if self.destination.contact == Contact::Lost && self.phase.can_retreat() {
+            self.explain("the connection to the destination's monitor was lost");
+            self.take(Input::Retreat).await;
+        }
+    }
+
+    /// A side can be heard again. Events of the meantime are lost; what they told is asked for.
+    pub(super) fn connected(&mut self, leg: Leg, client: Client) {
+        let side = self.side(leg);
+        if side.contact != Contact::Lost {
+            return;
+        }
+        side.meet(client);
+        tracing::info!(%leg, "connected anew");
+        if leg == Leg::Source {
+            self.source_changes += 1;
+            self.watchdog.answered();
+        }
+        if !self.is_lost(Leg::Source) && !self.is_lost(Leg::Destination) {
+            self.reach_by = None;
+        }
+        self.ask_state(leg);
+    }
+
+    /// Gives up a side that is needed and has not been reached for too long; says whether it did.
+    pub(super) async fn gave_up_reaching(&mut self, now: Instant, is_blackout_over: bool) -> bool {
+        let is_late = self.reach_by.is_some_and(|at| now >= at);
+        if is_late {
+            self.reach_by = None;
+        }
+        let needed: &[Leg] = match self.phase {
+            Phase::Streaming(_) | Phase::Switchover { source: SourceEnd::Sending, .. }
+                if is_late || is_blackout_over =>
+            {
+                &[Leg::Source]
+            }
+            Phase::Switchover { source: SourceEnd::Postcopy, .. } if is_late => {
+                &[Leg::Source, Leg::Destination]
+            }
+            _ => &[],
+        };
+        let Some(leg) = needed.iter().find(|&&leg| self.is_lost(leg)) else { return false };
+        self.explain(&format!("the connection to the {leg}'s monitor was lost"));
+        self.take(Input::GiveUp).await;
+        true
+    }
+
+    /// Takes a connection that has come as the driver ended, and waits for no other.
+    pub(super) fn take_last_connection(&mut self) {
+        self.answered.close();
+        while let Ok(answer) = self.answered.try_recv() {
+            if let Answer::Connected(leg, client) = answer {
+                self.connected(leg, client);
+            }
+        }
+    }
+
+    fn is_lost(&self, leg: Leg) -> bool {
+        let side = match leg {
+            Leg::Source => &self.source,
+            Leg::Destination => &self.destination,
+        };
+        side.contact == Contact::Lost
+    }
+}
