@@ -41,7 +41,6 @@ enum Rule {
 
 const SLOWS_DOWN: &str = "it would slow the guest down, which nobody has allowed";
 const NO_MOVE: &str = "with it a guest is not moved";
-
 const LOSES_WRITES: &str = "QEMU may lose writes of the guest with it";
 
 const RULES: [(&str, Rule); 16] = [
@@ -120,10 +119,10 @@ pub fn of_channels(parameters: &Map<String, Value>) -> Map<String, Value> {
     found.collect()
 }
 
-/// The capabilities to be switched on for a destination that listens from its start; it is asked for nothing else then.
+/// The capabilities to be switched on for a destination that listens from its start, when there is no time to ask it.
 pub fn for_literal_incoming(is_on_at_source: impl Fn(&str) -> bool) -> impl Iterator<Item = &'static str> {
     RULES.into_iter().filter_map(move |(name, rule)| match rule {
-        // Every QEMU that is still about has these two; the others are no properties of some.
+        // The other ones are no properties of `migration` (run on 5.2 to 11.1), or of newer QEMUs alone.
         Rule::On => matches!(name, "events" | "return-path").then_some(name),
         Rule::Alike => is_on_at_source(name).then_some(name),
         Rule::OnIfBoth | Rule::Off(_) => None,

@@ -54,7 +54,7 @@ pub enum PrepareError {
     ListensNowhere,
     /// The destination listens already, and expects another stream than the source's.
     #[error("the destination listens already, and '{0}' is not there as it is on the source")]
-    Unlike(String),
+    Unlike(&'static str),
 }
 
 impl From<PrepareError> for Blocker {
@@ -79,13 +79,15 @@ pub async fn destination(
     )?;
     let channels = agree::of_channels(&source.parameters);
     if let Some(address) = told.socket_address.first() {
-        // What it has off cannot be switched on any more: it is as if it did not know it.
+        // What it has off cannot be switched on any more: it is as if it did not know it. What it has on and the source
+        // has off does no harm (run on 5.2 to 11.1), but for channels.
         found.capabilities.retain(|&(_, on)| on);
         let agreement = agree::agree(&source.capabilities, &found.capabilities, started_by);
-        let unlike = agreement.destination.first().map(|(name, _)| name.as_str());
-        let differs = agreement.has_channels && agree::of_channels(&found.parameters) != channels;
-        if let Some(name) = unlike.or(differs.then_some("multifd-channels or -compression")) {
-            return Err(PrepareError::Unlike(name.to_owned()));
+        if agreement.has_channels != found.capabilities.iter().any(|(name, _)| name == agree::MULTIFD) {
+            return Err(PrepareError::Unlike("multifd"));
+        }
+        if agreement.has_channels && agree::of_channels(&found.parameters) != channels {
+            return Err(PrepareError::Unlike("multifd-channels or multifd-compression"));
         }
         return Ok((reachable(address).ok_or(PrepareError::ListensNowhere)?, agreement));
     }

@@ -120,7 +120,8 @@ async fn a_destination_that_listens_already_takes_what_it_expects_or_is_refused(
         assert_eq!(settings(&lab.somebody().await).await, before, "{version:?}");
         set_channels(&lab.somebody().await).await;
         assert_eq!(to(&qmp).code, 2, "its channels are others");
-        let (process, qmp) = lab.by_hand(None, &TCP).await;
+        let harmless = [&TCP[..], &["-global", "migration.x-auto-converge=on"]].concat();
+        let (process, qmp) = lab.by_hand(None, &harmless).await;
         let ended = to(&qmp);
         assert_eq!(ended.code, 0, "{version:?}: {ended:?}");
         assert!(ended.stderr.contains("'multifd' is off for this migration"), "{ended:?}");
