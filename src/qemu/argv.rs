@@ -104,12 +104,10 @@ impl CommandLine {
     /// Reads the arguments of a process that runs this file. A process can be called as it likes (`exec -a NAME`), and one
     /// that runs a QEMU is one by whatever name.
     pub fn of_process(arguments: &[OsString], executable: &Path) -> Result<Self, CommandLineError> {
-        match Self::parse(arguments) {
-            Err(CommandLineError::NotQemu(_)) if is_qemu_name(&executable.to_string_lossy()) => {
-                Self::of_words(&texts(arguments)?, 0)
-            }
-            parsed => parsed,
+        if arguments.is_empty() || !is_qemu_name(&executable.to_string_lossy()) {
+            return Self::parse(arguments);
         }
+        Self::of_words(&texts(arguments)?, 0)
     }
 
     fn of_words(words: &[&str], start: usize) -> Result<Self, CommandLineError> {

@@ -67,9 +67,10 @@ fn what_is_no_qemu_is_refused() {
 
 #[test]
 fn a_qemu_by_another_name_is_known_by_what_it_runs() {
-    let line =
-        CommandLine::of_process(&words("web -m 1G"), Path::new("/usr/bin/qemu-system-x86_64")).unwrap();
+    let qemu = Path::new("/usr/bin/qemu-system-x86_64");
+    let line = CommandLine::of_process(&words("web -m 1G -D /var/log/kvm"), qemu).unwrap();
     assert_eq!((line.program.as_str(), line.memory()), ("web", Some(1 << 30)));
+    assert!(CommandLine::of_process(&[], qemu).is_err());
     assert!(CommandLine::of_process(&words("web -m 1G"), Path::new("/usr/bin/web")).is_err());
 }
 
