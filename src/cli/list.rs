@@ -1,5 +1,7 @@
 //! `list`: the QEMUs of this host.
 
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -37,8 +39,12 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let engines = engines(&runtime_directory()?).await;
     let mut rows = Vec::new();
     for pid in processes() {
-        let line = command_line(pid).ok().and_then(|words| CommandLine::parse(&words).ok());
-        if let Some(line) = line.filter(|line| runs_it(pid, line)) {
+        let program = std::fs::read_link(format!("/proc/{pid}/exe")).ok();
+        let of_it = |words: Vec<OsString>| {
+            CommandLine::of_process(&words, program.as_deref().unwrap_or(Path::new(""))).ok()
+        };
+        let line = command_line(pid).ok().and_then(of_it);
+        if let Some(line) = line.filter(|line| runs_it(program.as_deref(), line)) {
             rows.push(row(pid, &line, &engines).await);
         }
     }
@@ -54,9 +60,8 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
 
 /// Whether a process is a QEMU itself, and not one that has a QEMU's command line among its own words (`timeout`,
 /// `sudo`, a script, this command).
-fn runs_it(pid: i32, line: &CommandLine) -> bool {
-    let program = std::fs::read_link(format!("/proc/{pid}/exe")).ok();
-    let name = program.as_ref().and_then(|program| program.file_name()).map(|name| name.to_string_lossy());
+fn runs_it(program: Option<&Path>, line: &CommandLine) -> bool {
+    let name = program.and_then(Path::file_name).map(OsStr::to_string_lossy);
     // A loader, `ld-linux-x86-64.so.2`, is the one program that becomes what it starts. Whose program cannot be read is
     // somebody else's.
     line.launcher.is_empty() || name.is_none_or(|name| name.starts_with("ld"))

@@ -18,7 +18,7 @@ use qmigrate::record::{End, MigrationId, Observed};
 use qmigrate::units::{DowntimeMs, Rate, parse_duration};
 
 use super::session::{OutputArguments, Session, Signals};
-use super::{detach, executable, refuse, template};
+use super::{detach, executable, refuse, template, without_secrets};
 
 #[expect(clippy::struct_excessive_bools, reason = "flags are what was typed; the plan has types")]
 /// Moves a running guest to a second QEMU on this machine, started from the first one's command line or a template.
@@ -165,7 +165,7 @@ async fn dry_run(plan: &Plan) -> ExitCode {
             for warning in &rewritten.warnings {
                 say!("warning: {}", warning.message);
             }
-            let words = rewritten.line.render();
+            let words = without_secrets(&rewritten.line).render();
             let words = words.iter().map(|word| word.to_string_lossy());
             data!("{}", shell_words::join(words));
             ExitCode::SUCCESS

@@ -56,6 +56,7 @@ use std::process::ExitCode;
 use clap::error::{ContextKind, ErrorKind};
 use clap::{Parser, Subcommand};
 use qmigrate::host::DirectoryError;
+use qmigrate::qemu::argv::{CommandLine, HIDDEN};
 use qmigrate::qmp::wire::printable;
 use qmigrate::units::UnitError;
 
@@ -170,6 +171,15 @@ pub(crate) fn fail(error: &anyhow::Error) -> ExitCode {
          XDG_STATE_HOME",
     );
     refuse(format!("{error:#}"), hinted.or(hint))
+}
+
+/// A command line as it is printed: without its secrets, and with a word about each option that had one.
+pub(crate) fn without_secrets(line: &CommandLine) -> CommandLine {
+    for option in line.options_with_secrets() {
+        let option = if option.is_empty() { "the disk image".to_owned() } else { format!("-{option}") };
+        say!("warning: {option} holds a secret, which is not printed: {HIDDEN} stands in its place");
+    }
+    line.shown()
 }
 
 /// Says why something was not done; exit 2.

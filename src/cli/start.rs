@@ -8,7 +8,7 @@ use qmigrate::qemu::template::{Filled, StartError, start};
 
 use super::session::Signals;
 use super::template::{read, refuse_template};
-use super::{executable, refuse};
+use super::{executable, refuse, without_secrets};
 
 /// Starts a guest from a template, and returns once it is there; it needs no terminal.
 #[derive(Debug, Args)]
@@ -94,7 +94,7 @@ fn shell_line(filled: &Filled) -> String {
     let quoted = |text: &str| shell_words::quote(text).into_owned();
     let start = format!("cd {} &&", quoted(&filled.working_directory.to_string_lossy()));
     let variables = filled.environment.iter().map(|(name, value)| format!("{name}={}", quoted(value)));
-    let words = filled.line.render();
+    let words = without_secrets(&filled.line).render();
     let words = words.iter().map(|word| quoted(&word.to_string_lossy()));
     [start].into_iter().chain(variables).chain(words).collect::<Vec<_>>().join(" ")
 }

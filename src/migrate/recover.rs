@@ -146,7 +146,9 @@ fn started_for(story: &Story, owner: &Credentials) -> Vec<ProcessHandle> {
         let names_it = view.arguments.iter().any(|word| {
             places.iter().any(|place| word.to_string_lossy().contains(&*place.to_string_lossy()))
         });
-        names_it && view.credentials.user == owner.user && CommandLine::parse(&view.arguments).is_ok()
+        names_it
+            && view.credentials.user == owner.user
+            && CommandLine::of_process(&view.arguments, &view.executable).is_ok()
     };
     let held = |pid: i32| {
         // First the hold, then the look: what is read after it belongs to the process held.

@@ -1,50 +1,41 @@
 //! A QEMU command line as options in order, read from /proc and rendered back.
 //!
-//! Three things stand on it: an optional loader or wrapper before QEMU (`ld.so --library-path ... qemu ...`), QEMU
-//! itself, and its options. QEMU takes `-name` and `--name` alike, and a word that is no option is a disk image.
+//! Three things stand on it: an optional loader before QEMU (`ld.so --library-path ... qemu ...`), QEMU itself, and its
+//! options. QEMU takes `-name` and `--name` alike, and a word that is no option is a disk image, commas and all.
+//!
+//! What a process shows is what was last executed. A wrapper that executes QEMU (`numactl`, `taskset`, `nice`, `setarch`,
+//! `env`, `prlimit`, `systemd-run --scope`, a script with `exec`) is not to be seen any more. What stays before QEMU is
+//! what runs it within its own process: the loader, or an emulator of another architecture that the kernel put there
+//! (`binfmt_misc`). One that waits for its child (`sudo`, `timeout`, `strace`) has QEMU's words on its own command line too,
+//! and is no QEMU; only the program that a process runs tells it apart.
+//!
+//! Nothing is lost: [`CommandLine::render`] gives the very words back. An option's value is changed by
+//! [`CommandOption::properties`], in whichever form it is written, and what is not changed keeps every byte.
 
 use std::ffi::OsString;
 use std::path::Path;
 
-/// Options that stand alone (`qemu-options.hx`, 5.2 to 11.1); every other one takes the next word as its value.
-const WITHOUT_VALUE: &[&str] = &[
-    "S",
-    "alt-grab",
-    "async-teardown",
-    "ctrl-grab",
-    "daemonize",
-    "enable-fips",
-    "enable-kvm",
-    "enable-sync-profile",
-    "full-screen",
-    "h",
-    "help",
-    "mem-prealloc",
-    "no-acpi",
-    "no-fd-bootchk",
-    "no-hpet",
-    "no-kvm",
-    "no-quit",
-    "no-reboot",
-    "no-shutdown",
-    "no-user-config",
-    "nodefaults",
-    "nographic",
-    "old-param",
-    "only-migratable",
-    "portrait",
-    "preconfig",
-    "s",
-    "sdl",
-    "semihosting",
-    "singlestep",
-    "snapshot",
-    "usb",
-    "version",
-    "win2k-hack",
-    "xen-attach",
-    "xen-domid-restrict",
-];
+/// A configuration file as the options that say the same.
+pub mod configuration;
+/// What a command line says of its guest.
+mod facts;
+/// A JSON object, changed in place.
+mod json;
+/// Values of the form `first,key=value,flag`.
+mod key_values;
+/// The options of QEMU: which take a value, how it is written, and what a repeated one means.
+pub mod options;
+/// The properties of an option, read and changed in one way.
+mod properties;
+/// A command line that is safe to show.
+mod secrets;
+
+pub use json::{JsonObject, Scalar};
+pub use key_values::KeyValues;
+pub use properties::{NoSuchPlace, Properties};
+pub use secrets::HIDDEN;
+
+pub(super) use options::takes_value;
 
 /// One option, with its value where it takes one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,17 +44,25 @@ pub struct CommandOption {
     pub name: String,
     /// Its value.
     pub value: Option<String>,
+    dashes: Dashes,
+}
+
+/// How the name was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Dashes {
+    One,
+    Two,
 }
 
 impl CommandOption {
     /// An option that stands alone.
     pub fn flag(name: &str) -> Self {
-        Self { name: name.to_owned(), value: None }
+        Self { name: name.to_owned(), value: None, dashes: Dashes::One }
     }
 
     /// An option with a value.
     pub fn with_value(name: &str, value: impl Into<String>) -> Self {
-        Self { name: name.to_owned(), value: Some(value.into()) }
+        Self { name: name.to_owned(), value: Some(value.into()), dashes: Dashes::One }
     }
 }
 
@@ -95,39 +94,53 @@ pub enum CommandLineError {
 impl CommandLine {
     /// Reads the arguments of a process, its own name first.
     pub fn parse(arguments: &[OsString]) -> Result<Self, CommandLineError> {
-        let words = arguments
-            .iter()
-            .map(|word| {
-                word.to_str().ok_or_else(|| CommandLineError::NotText(word.to_string_lossy().into_owned()))
-            })
-            .collect::<Result<Vec<_>, _>>()?;
+        let words = texts(arguments)?;
         let start = program_position(&words).ok_or_else(|| {
             CommandLineError::NotQemu(words.iter().take(3).copied().collect::<Vec<_>>().join(" "))
         })?;
+        Self::of_words(&words, start)
+    }
+
+    /// Reads the arguments of a process that runs this file. A process can be called as it likes (`exec -a NAME`), and one
+    /// that runs a QEMU is one by whatever name.
+    pub fn of_process(arguments: &[OsString], executable: &Path) -> Result<Self, CommandLineError> {
+        if arguments.is_empty() || !is_qemu_name(&executable.to_string_lossy()) {
+            return Self::parse(arguments);
+        }
+        Self::of_words(&texts(arguments)?, 0)
+    }
+
+    fn of_words(words: &[&str], start: usize) -> Result<Self, CommandLineError> {
         let (launcher, rest) = words.split_at(start);
         let mut rest = rest.iter();
         let program = rest.next().copied().unwrap_or_default().to_owned();
         let mut options = Vec::new();
         while let Some(word) = rest.next() {
-            options.push(match option_name(word) {
-                None => CommandOption::with_value("", *word),
-                Some(name) if !takes_value(name) => CommandOption::flag(name),
-                Some(name) => {
-                    let value = rest.next().ok_or_else(|| CommandLineError::WithoutValue(name.to_owned()))?;
-                    CommandOption::with_value(name, *value)
-                }
-            });
+            let Some(name) = option_name(word) else {
+                options.push(CommandOption::with_value("", *word));
+                continue;
+            };
+            let mut option = CommandOption::flag(name);
+            if word.starts_with("--") {
+                option.dashes = Dashes::Two;
+            }
+            if takes_value(name) {
+                let value = rest.next().ok_or_else(|| CommandLineError::WithoutValue(name.to_owned()))?;
+                option.value = Some((*value).to_owned());
+            }
+            options.push(option);
         }
         Ok(Self { launcher: launcher.iter().map(|&word| word.to_owned()).collect(), program, options })
     }
 
-    /// The words again, as QEMU would read them.
+    /// The words again, as they were.
     pub fn render(&self) -> Vec<OsString> {
         let mut words: Vec<OsString> = self.launcher.iter().map(OsString::from).collect();
         words.push(OsString::from(&self.program));
         for option in &self.options {
             if !option.name.is_empty() {
-                words.push(OsString::from(format!("-{}", option.name)));
+                let dashes = if option.dashes == Dashes::Two { "--" } else { "-" };
+                words.push(OsString::from(format!("{dashes}{}", option.name)));
             }
             words.extend(option.value.as_ref().map(OsString::from));
         }
@@ -148,16 +161,19 @@ impl CommandLine {
     }
 }
 
-/// Whether this is the name of a QEMU system emulator.
-pub fn is_qemu_name(path: &str) -> bool {
-    let name = Path::new(path).file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    // `qemu-kvm` is what Red Hat's packages call it; `kvm` is an old wrapper of Debian's.
-    name.contains("qemu-system-") || name == "qemu-kvm" || name == "kvm"
+fn texts(arguments: &[OsString]) -> Result<Vec<&str>, CommandLineError> {
+    let text = |word: &'_ OsString| CommandLineError::NotText(word.to_string_lossy().into_owned());
+    arguments.iter().map(|word| word.to_str().ok_or_else(|| text(word))).collect()
 }
 
-/// Whether an option takes the next word as its value.
-pub(super) fn takes_value(name: &str) -> bool {
-    !WITHOUT_VALUE.contains(&name)
+/// Whether this is the name of a QEMU system emulator.
+///
+/// `qemu-kvm` is what Red Hat's packages call it, `kvm` what Proxmox's do, `kvm-spice` what Ubuntu's did; Nix puts a
+/// script in the place of a program and calls the program `.qemu-kvm-wrapped`.
+pub fn is_qemu_name(path: &str) -> bool {
+    let name = Path::new(path).file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let bare = name.strip_prefix('.').and_then(|name| name.strip_suffix("-wrapped")).unwrap_or(name);
+    bare.contains("qemu-system-") || matches!(bare, "qemu-kvm" | "kvm" | "kvm-spice")
 }
 
 /// Where QEMU stands: first, or behind a loader and its options.
@@ -176,146 +192,10 @@ pub(super) fn option_name(word: &str) -> Option<&str> {
     (!name.is_empty()).then_some(name)
 }
 
-/// A value of the form `first,key=value,flag`, with `,,` for a comma, as most of QEMU's options have it.
-///
-/// A part without `=` keeps an empty key; QEMU reads the first such part as the option's implied key, and a later one
-/// as a flag that is on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KeyValues(pub Vec<(String, String)>);
-
-impl KeyValues {
-    /// Reads it. Every text can be read.
-    pub fn parse(text: &str) -> Self {
-        let mut parts = vec![String::new()];
-        let mut letters = text.chars().peekable();
-        while let Some(letter) = letters.next() {
-            if letter != ',' {
-                if let Some(part) = parts.last_mut() {
-                    part.push(letter);
-                }
-            } else if letters.next_if_eq(&',').is_some() {
-                if let Some(part) = parts.last_mut() {
-                    part.push(',');
-                }
-            } else {
-                parts.push(String::new());
-            }
-        }
-        let pair = |part: String| match part.split_once('=') {
-            Some((key, value)) if !key.is_empty() => (key.to_owned(), value.to_owned()),
-            _ => (String::new(), part),
-        };
-        Self(parts.into_iter().map(pair).collect())
-    }
-
-    /// The value of a key.
-    pub fn get(&self, key: &str) -> Option<&str> {
-        self.0.iter().rev().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
-    }
-
-    /// The first part, when it has no key.
-    pub fn implied(&self) -> Option<&str> {
-        self.0.first().filter(|(name, _)| name.is_empty()).map(|(_, value)| value.as_str())
-    }
-
-    /// Whether a switch is on, in the new spelling (`server=on`) or in the old (`server`).
-    pub fn is_on(&self, key: &str) -> bool {
-        self.get(key).is_some_and(|value| matches!(value, "on" | "yes" | "true" | "y"))
-            || self.0.iter().skip(1).any(|(name, value)| name.is_empty() && value == key)
-    }
-
-    /// Sets a key, in its place if it stands there already.
-    pub fn set(&mut self, key: &str, value: &str) {
-        match self.0.iter_mut().rev().find(|(name, _)| name == key) {
-            Some((_, old)) => value.clone_into(old),
-            None => self.0.push((key.to_owned(), value.to_owned())),
-        }
-    }
-
-    /// The text again.
-    pub fn render(&self) -> String {
-        let part = |(key, value): &(String, String)| {
-            let text = if key.is_empty() { value.clone() } else { format!("{key}={value}") };
-            text.replace(',', ",,")
-        };
-        self.0.iter().map(part).collect::<Vec<_>>().join(",")
-    }
-}
+#[cfg(test)]
+#[path = "argv/corpus_tests.rs"]
+mod corpus_tests;
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn words(text: &str) -> Vec<OsString> {
-        shell_words::split(text).unwrap().into_iter().map(OsString::from).collect()
-    }
-
-    #[test]
-    fn options_with_and_without_a_value_and_disk_images_are_told_apart() {
-        let line = CommandLine::parse(&words("qemu-system-x86_64 -S --name a,b=c -nographic disk.img -m 1G"))
-            .unwrap();
-        assert_eq!(line.program, "qemu-system-x86_64");
-        assert_eq!(
-            line.options,
-            [
-                CommandOption::flag("S"),
-                CommandOption::with_value("name", "a,b=c"),
-                CommandOption::flag("nographic"),
-                CommandOption::with_value("", "disk.img"),
-                CommandOption::with_value("m", "1G"),
-            ]
-        );
-        assert_eq!(line.values("m").collect::<Vec<_>>(), ["1G"]);
-    }
-
-    #[test]
-    fn a_loader_before_qemu_is_kept_apart() {
-        let text = "/q/ld-linux-x86-64.so.2 --library-path /q/lib /q/bin/qemu-system-x86_64 -S";
-        let line = CommandLine::parse(&words(text)).unwrap();
-        assert_eq!(line.launcher, ["/q/ld-linux-x86-64.so.2", "--library-path", "/q/lib"]);
-        assert_eq!(line.program, "/q/bin/qemu-system-x86_64");
-        assert_eq!(line.render(), words(text));
-    }
-
-    #[test]
-    fn what_is_no_qemu_is_refused() {
-        assert!(matches!(CommandLine::parse(&words("sleep 1000")), Err(CommandLineError::NotQemu(_))));
-        assert!(matches!(CommandLine::parse(&[]), Err(CommandLineError::NotQemu(_))));
-        assert!(matches!(
-            CommandLine::parse(&words("qemu-system-x86_64 -m")),
-            Err(CommandLineError::WithoutValue(_))
-        ));
-    }
-
-    #[test]
-    fn commas_switches_and_implied_keys_are_read_as_qemu_does() {
-        let mut value = KeyValues::parse("socket,id=a,path=/tmp/x,,y,server,wait=off");
-        assert_eq!(value.implied(), Some("socket"));
-        assert_eq!(value.get("path"), Some("/tmp/x,y"));
-        assert!(value.is_on("server") && !value.is_on("wait"));
-        value.set("path", "/z,1");
-        assert_eq!(value.render(), "socket,id=a,path=/z,,1,server,wait=off");
-    }
-
-    proptest! {
-        #[test]
-        fn key_values_render_to_what_was_parsed(text in "[a-z=,/. ]{0,60}") {
-            let parsed = KeyValues::parse(&text);
-            prop_assert_eq!(KeyValues::parse(&parsed.render()), parsed);
-        }
-
-        #[test]
-        fn a_command_line_renders_to_what_was_parsed(
-            values in proptest::collection::vec(("(name|m|smp|device|drive|chardev)", "[!-~]{1,30}"), 0..20),
-        ) {
-            let mut all = words("qemu-system-x86_64");
-            for (name, value) in values {
-                all.push(format!("-{name}").into());
-                all.push(value.into());
-            }
-            prop_assert_eq!(CommandLine::parse(&all).unwrap().render(), all);
-        }
-    }
-}
+#[path = "argv/tests.rs"]
+mod tests;

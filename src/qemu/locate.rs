@@ -216,14 +216,31 @@ fn holder_of(path: &Path) -> Option<(i32, String)> {
 
 fn read_process(pid: i32) -> Result<(ProcessView, CommandLine), LocateError> {
     let view = ProcessView::read(pid)?;
-    let mut line =
-        CommandLine::parse(&view.arguments).map_err(|error| LocateError::CommandLine { pid, error })?;
+    let mut line = CommandLine::of_process(&view.arguments, &view.executable)
+        .map_err(|error| LocateError::CommandLine { pid, error })?;
     // The name on the command line may be relative to a PATH or a directory that is not ours; the file that runs is
     // known, unless that is a loader.
     if line.launcher.is_empty() && super::argv::is_qemu_name(&view.executable.to_string_lossy()) {
-        line.program = view.executable.to_string_lossy().into_owned();
+        line.program = program_to_start(&line.program, &view.executable).to_string_lossy().into_owned();
     }
     Ok((view, line))
+}
+
+/// The file by which a QEMU is started again as it was. One that is called by a name that ends in `kvm` takes KVM where no
+/// accelerator is named, and by another TCG (run on 5.2 to 11.1); Proxmox calls it by such a link.
+fn program_to_start(called: &str, executable: &Path) -> PathBuf {
+    let prefers_kvm = |path: &Path| path.to_string_lossy().ends_with("kvm");
+    if !prefers_kvm(Path::new(called)) || prefers_kvm(executable) {
+        return executable.to_owned();
+    }
+    let name = Path::new(called).file_name().unwrap_or_default();
+    let links = [PathBuf::from(called), executable.with_file_name(name)];
+    let leads_there = |path: &PathBuf| path.canonicalize().is_ok_and(|path| path == executable);
+    links
+        .into_iter()
+        .filter(|path| path.is_absolute())
+        .find(leads_there)
+        .unwrap_or_else(|| executable.to_owned())
 }
 
 /// A destination gets its source's user; only root can give it another than its own.
@@ -253,6 +270,22 @@ mod tests {
             assert!(matches!(text.parse::<QemuName>(), Err(NameError::Process(_))), "{text}");
         }
         assert!(matches!("ssh://far/run/vm.qmp".parse::<QemuName>(), Err(NameError::Remote(_))));
+    }
+
+    #[test]
+    fn a_qemu_is_started_again_by_the_name_that_gives_it_kvm() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = directory.path().canonicalize().unwrap();
+        let (qemu, kvm) = (place.join("qemu-system-x86_64"), place.join("kvm"));
+        std::fs::write(&qemu, "").unwrap();
+        assert_eq!(program_to_start("/gone/kvm", &qemu), qemu);
+        std::os::unix::fs::symlink(&qemu, &kvm).unwrap();
+        for called in [kvm.to_str().unwrap(), "kvm"] {
+            assert_eq!(program_to_start(called, &qemu), kvm, "{called}");
+        }
+        for called in ["qemu-system-x86_64", "web", "/usr/bin/qemu-system-x86_64"] {
+            assert_eq!(program_to_start(called, &qemu), qemu, "{called}");
+        }
     }
 
     #[test]

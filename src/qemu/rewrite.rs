@@ -253,7 +253,8 @@ impl Work<'_> {
             }
             "machine" | "M" => self.machine(value),
             "drive" if KeyValues::parse(value).is_on("snapshot") => {
-                return Err(RewriteError::Snapshot(format!("-drive {value}")));
+                let shown = option.shown().unwrap_or_default();
+                return Err(RewriteError::Snapshot(format!("-drive {shown}")));
             }
             "object" if shares_memory(value) => {
                 return Err(RewriteError::SharedMemory(format!("-object {value}")));

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::Duration;
 
+use super::argv::CommandLine;
 use super::rewrite::Rewritten;
 use crate::host::{
     DirectoryError, Launch, PrivateDirectory, ProcessHandle, ProcessView, end, launch, log_end,
@@ -117,10 +118,10 @@ async fn start_in(
         directories.push(PrivateDirectory::create_as(path.clone(), &source.credentials)?);
     }
     let address = Address::unix(rewritten.qmp.clone())?;
-    let command = rewritten.line.render();
-    tracing::debug!(?command, "starting the destination");
+    let shown = rewritten.line.shown().render();
+    tracing::debug!(command = ?shown, "starting the destination");
     let launch = Launch {
-        command,
+        command: rewritten.line.render(),
         environment: environment(source),
         working_directory: source.working_directory.clone(),
         credentials: source.credentials.clone(),
@@ -131,6 +132,21 @@ async fn start_in(
 
 /// Starts a QEMU and waits until its monitor answers; its devices are there by then. On an error it has ended.
 pub async fn bring_up(
+    what: &Launch,
+    address: &Address,
+    leg: Leg,
+    abort: impl Future<Output = ()>,
+) -> Result<(Client, ProcessHandle), TwinError> {
+    run(what, address, leg, abort).await.map_err(|error| match (error, CommandLine::parse(&what.command)) {
+        // QEMU says what is wrong with an option together with all of the option.
+        (TwinError::Died { status, words }, Ok(line)) => {
+            TwinError::Died { status, words: line.conceal(&words) }
+        }
+        (error, _) => error,
+    })
+}
+
+async fn run(
     what: &Launch,
     address: &Address,
     leg: Leg,

@@ -46,6 +46,8 @@ mod qmp_wire;
 
 /// The embedded guest on a real QEMU: it boots, its heart beats, its memory verifies.
 mod guest_boots;
+/// What the model of a command line says of QEMU, asked of QEMU.
+mod command_line;
 /// Old and new QEMUs: limits set in the words that each has, and what each can do.
 mod dialect;
 /// A guest moved in every way that the command offers.

@@ -8,6 +8,7 @@ use std::process::{Output, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use qmigrate::host::command_line;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{PidfdFlags, pidfd_open};
 
@@ -184,6 +185,31 @@ fn a_value_that_goes_nowhere_is_refused_and_one_that_is_missing_can_be_typed() {
     let both = qmigrate(&["migrate", "/none", "--template", file, "--destination-qmp", "/none"]);
     assert_eq!(both.code, Some(2), "{both:?}");
     assert_eq!(qmigrate(&["migrate", "/none", "--set", "name=x"]).code, Some(2));
+}
+
+#[test]
+fn no_secret_of_a_command_line_is_printed_and_the_guest_gets_it_all_the_same() {
+    const TEST: &str = "no_secret_of_a_command_line_is_printed_and_the_guest_gets_it_all_the_same";
+    let Some(qemu) = qemu_or_skip(TEST) else { return };
+    let place = Place::new();
+    let with = |more: &str| write(&place, "vm.template", &small(&qemu, more));
+    let secret = "-object secret,id=s,data=geheimnis";
+    let file = with(secret);
+    let dry = qmigrate(&["start", text(&file), "--dry-run"]);
+    assert!(dry.text.contains("-object holds a secret"), "{dry:?}");
+    assert!(dry.works().contains("'secret,id=s,data=***'"));
+    // QEMU says which option is wrong with the whole of it.
+    let file = with(&format!("{secret},no-such-property=1"));
+    let failed = qmigrate(&["start", text(&file)]);
+    assert!(failed.text.contains("secret,id=s,data=***,no-such-property=1"), "{failed:?}");
+    assert!(!failed.text.contains("geheimnis"), "{failed:?}");
+    let file = with(secret);
+    let pid = start(&file, &[]);
+    assert!(command_line(pid).unwrap().iter().any(|word| word == "secret,id=s,data=geheimnis"));
+    let dry = qmigrate(&["migrate", text(&place.at("qmp")), "--dry-run"]);
+    assert!(!dry.text.contains("geheimnis") && !dry.data.contains("geheimnis"), "{dry:?}");
+    assert!(dry.works().contains("data=***"));
+    quit(&place.at("qmp"), pid);
 }
 
 #[test]

@@ -126,7 +126,7 @@ impl<'a> Work<'a> {
             }
             return;
         };
-        if holds_secret(value) {
+        if option.holds_secret() {
             self.secrets.push(format!("-{}", option.name));
         }
         match option.name.as_str() {
@@ -286,18 +286,6 @@ fn public(path: &str) -> String {
 fn is_engine_device(id: &str) -> bool {
     id.strip_prefix(DEVICE_PREFIX)
         .is_some_and(|number| !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit()))
-}
-
-/// Whether a value has a secret in it that others should not read.
-fn holds_secret(value: &str) -> bool {
-    if let Ok(json) = serde_json::from_str::<serde_json::Value>(value) {
-        return json["qom-type"] == "secret" && json.get("data").is_some() || json.get("password").is_some();
-    }
-    let value = KeyValues::parse(value);
-    let is_password = |(key, value): &(String, String)| {
-        matches!(key.as_str(), "password" | "passwd") && !matches!(value.as_str(), "on" | "off")
-    };
-    value.implied() == Some("secret") && value.get("data").is_some() || value.0.iter().any(is_password)
 }
 
 #[cfg(test)]
