@@ -191,7 +191,7 @@ fn placed(devices: &[Device]) -> BTreeMap<(String, usize), &Device> {
 }
 
 /// What one of the two has and the other has not, and properties in which the user's own devices differ, which are of
-/// these kinds. Among those of the board are some that the guest sets (`smb_io_base` of PIIX4_PM, run on 7.2 to 11.1).
+/// these kinds. Among those of the board are some that the guest sets (`smb_io_base` of `PIIX4_PM`, run on 7.2 to 11.1).
 pub(super) fn differences(
     source: &[Device],
     destination: &[Device],
@@ -285,11 +285,11 @@ mod tests {
     }
 
     fn but(changes: &[(&str, &str)]) -> Vec<String> {
-        let changed = changes.iter().fold(TREE.to_owned(), |tree, (from, to)| {
+        let other = changes.iter().fold(TREE.to_owned(), |tree, (from, to)| {
             assert!(tree.contains(from), "{from}");
             tree.replacen(from, to, 1)
         });
-        differences(&parse(TREE), &parse(&changed), &users()).iter().map(ToString::to_string).collect()
+        differences(&parse(TREE), &parse(&other), &users()).iter().map(ToString::to_string).collect()
     }
 
     #[test]
