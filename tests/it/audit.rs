@@ -14,7 +14,8 @@ pub(crate) struct Audit {
     before: BTreeSet<Thing>,
 }
 
-/// Something that could be left.
+/// Something that could be left. What a QEMU exports or works on is its own, and held against what it was by
+/// `lab::settings`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Thing {
     /// A process that names the guest's directory, the migration, or both.
@@ -40,7 +41,30 @@ impl Audit {
     }
 }
 
-fn things(directory: &Path, migration: Option<(&MigrationId, &Path)>) -> BTreeSet<Thing> {
+impl std::fmt::Display for Thing {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        use std::os::unix::fs::FileTypeExt;
+        match self {
+            Self::Process(pid) => {
+                let words = command_line(*pid).unwrap_or_default();
+                let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
+                write!(formatter, "process {pid}: {}", words.join(" "))
+            }
+            Self::File(path) => {
+                let kind = path.symlink_metadata().map(|data| data.file_type());
+                let what = match kind {
+                    Ok(kind) if kind.is_socket() => "socket",
+                    Ok(kind) if kind.is_dir() => "directory",
+                    _ => "file",
+                };
+                write!(formatter, "{what} {}", path.display())
+            }
+        }
+    }
+}
+
+/// All that names the guest's directory or the migration now.
+pub(crate) fn things(directory: &Path, migration: Option<(&MigrationId, &Path)>) -> BTreeSet<Thing> {
     let own = [Some(directory.to_string_lossy().into_owned()), migration.map(|(id, _)| id.to_string())];
     let names_it = |text: &str| own.iter().flatten().any(|own| text.contains(own));
     let is_of_it = |&pid: &i32| {

@@ -17,7 +17,7 @@ use qmigrate::observe::heartbeat::{Handover, Sequence};
 use qmigrate::qmp::words::{RunState, StatusInfo};
 use qmigrate::qmp::{Client, Deadlines, Leg};
 use qmigrate::units::Size;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::support;
@@ -301,10 +301,13 @@ pub(crate) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     }
 }
 
-/// The migration settings of a QEMU: capabilities and parameters.
+/// How a QEMU is set up: capabilities with what it exports and works on beside, and parameters.
 pub(crate) async fn settings(client: &Client) -> (Value, Value) {
+    let capabilities = client.call(&words::query_migrate_capabilities {}, SOON).await.unwrap();
+    let exports = client.call(&words::query_block_exports {}, SOON).await.unwrap();
+    let jobs = client.call(&words::query_block_jobs {}, SOON).await.unwrap();
     (
-        client.call(&words::query_migrate_capabilities {}, SOON).await.unwrap(),
+        json!({ "capabilities": capabilities, "exports": exports, "jobs": jobs }),
         client.call(&words::query_migrate_parameters {}, SOON).await.unwrap(),
     )
 }
