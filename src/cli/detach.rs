@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use qmigrate::control::{Engine, Said, engines, latest};
-use qmigrate::host::{Credentials, Launch, launch, log_end, runtime_directory, state_directory};
+use qmigrate::host::{Credentials, Launch, Life, Output, launch, runtime_directory, state_directory};
 use qmigrate::record::{Entry, MigrationId, PhaseName};
 
 use super::session::tell;
@@ -17,7 +17,8 @@ use super::session::tell;
 pub(crate) async fn run() -> anyhow::Result<ExitCode> {
     let id = MigrationId::new();
     let runtime = runtime_directory()?;
-    let log = runtime.join(format!("{id}.log"));
+    // Without a name: whoever follows may be killed, and the record is what stays.
+    let output = Output::nameless()?;
     let mut command: Vec<OsString> = vec![std::env::current_exe()?.into()];
     command.extend(std::env::args_os().skip(1).filter(|word| word != "--detach"));
     command.extend(["--detached".into(), id.as_str().into()]);
@@ -26,16 +27,13 @@ pub(crate) async fn run() -> anyhow::Result<ExitCode> {
         environment: std::env::vars_os().collect(),
         working_directory: std::env::current_dir()?,
         credentials: Credentials::own()?,
-        log: log.clone(),
+        output: output.clone(),
+        life: Life::OfItsOwn,
     })
     .context("the engine cannot be started")?;
-    let result = follow(&id, &mut child, &runtime).await;
-    let words = log_end(&log);
-    // The engine keeps writing to it where it has something to say; the record is what stays.
-    let _ = std::fs::remove_file(&log);
-    match result? {
+    match follow(&id, &mut child, &runtime).await? {
         Some(code) => Ok(code),
-        None => repeat(&words, &mut child),
+        None => repeat(&output.end(), &mut child),
     }
 }
 

@@ -12,7 +12,6 @@ use qmigrate::qemu::dialect::features::Features;
 use qmigrate::qemu::dialect::probe::Probe;
 use qmigrate::qemu::{QemuName, locate};
 use qmigrate::qmp::{Deadlines, Leg};
-use qmigrate::record::MigrationId;
 
 /// The table as text, as Markdown, and as JSON.
 mod table;
@@ -93,8 +92,7 @@ async fn ask(typed: &str, runtime: &Path) -> Result<Features, Blocker> {
             Ok(Features::ask(&located.client).await?)
         }
         Named::Executable(qemu) => {
-            let probe = Probe::start(&qemu, runtime.join(format!("probe-{}", MigrationId::new())));
-            let probe = probe.await?;
+            let probe = Probe::start(&qemu, runtime).await?;
             let features = Features::ask(probe.client()).await;
             probe.end().await;
             Ok(features?)

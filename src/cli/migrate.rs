@@ -12,7 +12,7 @@ use qmigrate::migrate::plan::{Destination, Incoming, Limits, MadeFrom, Mode, Pla
 use qmigrate::migrate::step::destination;
 use qmigrate::migrate::step::survey::survey;
 use qmigrate::qemu::QemuName;
-use qmigrate::qemu::dialect::Wish;
+use qmigrate::qemu::dialect::{Wish, probe};
 use qmigrate::qemu::template::Placeholder;
 use qmigrate::record::{End, MigrationId, Observed};
 use qmigrate::units::{DowntimeMs, Rate, parse_duration};
@@ -135,6 +135,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         let plan = plan(arguments, source, made_from, incoming, &runtime);
         return Ok(dry_run(&plan).await);
     }
+    probe::clear(&runtime);
     let signals = Signals::catch()?;
     let report = output.open_report()?;
     let plan = plan(arguments, source, made_from, incoming, &runtime);

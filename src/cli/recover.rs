@@ -8,6 +8,7 @@ use qmigrate::host::{runtime_directory, state_directory};
 use qmigrate::migrate::engine::Services;
 use qmigrate::migrate::journal::{Found, Journal, Story, list};
 use qmigrate::migrate::recover::recover;
+use qmigrate::qemu::dialect::probe;
 use qmigrate::record::{MigrationId, Observed, Record};
 use serde_json::json;
 
@@ -33,6 +34,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         show_all(list(&state)?, arguments.output.json());
         return Ok(ExitCode::SUCCESS);
     }
+    probe::clear(&runtime_directory()?);
     let has_no_engine = |found: Found| (!found.engine_lives).then_some(found.id);
     let ids: Vec<MigrationId> = match arguments.id {
         Some(id) => vec![id],
@@ -63,9 +65,7 @@ async fn one(journal: Journal, story: Story, output: &OutputArguments) -> anyhow
     let signals = Signals::catch()?;
     let report = output.open_report()?;
     // What the engine that ended has left of itself.
-    for left in ["control", "log"] {
-        let _ = std::fs::remove_file(runtime.join(format!("{}.{left}", begun.id)));
-    }
+    let _ = std::fs::remove_file(runtime.join(format!("{}.control", begun.id)));
     let record = Record::new(begun.id, begun.request, begun.started_at);
     let mut session =
         Session::of(record, journal, output, report, signals, &runtime).map_err(|(error, _)| error)?;

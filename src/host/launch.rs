@@ -1,16 +1,21 @@
-//! Starts a process that outlives the engine.
+//! Starts a process: one that outlives the engine, or one that ends with it.
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 
+use nix::errno::Errno;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{
-    Gid, Pid, Uid, getegid, geteuid, getgroups, setfsgid, setfsuid, setgid, setgroups, setsid, setuid,
+    Gid, Pid, Uid, getegid, geteuid, getgroups, getpid, getppid, setfsgid, setfsuid, setgid, setgroups,
+    setsid, setuid,
 };
 
 /// Whom a process runs as.
@@ -73,15 +78,57 @@ pub struct Launch {
     pub working_directory: PathBuf,
     /// Whom it runs as; only root can start one as somebody else.
     pub credentials: Credentials,
-    /// Where its standard output and standard error go; made anew, readable by its user only.
-    pub log: PathBuf,
+    /// Where its standard output and standard error go.
+    pub output: Output,
+    /// How long it lives.
+    pub life: Life,
 }
 
-/// Starts it, in a session of its own: no terminal, no signal meant for the engine, and no end of the engine reaches
-/// it. Its standard input is empty.
+/// Where a process writes.
+#[derive(Debug, Clone)]
+pub enum Output {
+    /// A file that is made anew, readable by its user only.
+    Log(PathBuf),
+    /// One without a name, of which nothing is left once nobody holds it.
+    Nameless(Arc<File>),
+}
+
+impl Output {
+    /// A file without a name.
+    pub fn nameless() -> io::Result<Self> {
+        Ok(Self::Nameless(Arc::new(File::from(memfd_create(c"output", MFdFlags::MFD_CLOEXEC)?))))
+    }
+
+    /// The end of what was written; empty where there is nothing.
+    pub fn end(&self) -> Vec<u8> {
+        match self {
+            Self::Log(path) => log_end(path),
+            Self::Nameless(file) => end_of(file).unwrap_or_default(),
+        }
+    }
+
+    fn open(&self, credentials: &Credentials) -> io::Result<File> {
+        match self {
+            Self::Log(path) => log_file(path, credentials),
+            Self::Nameless(file) => file.try_clone(),
+        }
+    }
+}
+
+/// How long a process lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Life {
+    /// No end of the engine reaches it.
+    OfItsOwn,
+    /// It is killed when the thread that started it ends, however that does. What it has started itself is not.
+    WithItsStarter,
+}
+
+/// Starts it, in a session of its own: no terminal and no signal meant for the engine reaches it. Its standard input is
+/// empty.
 pub fn launch(launch: &Launch) -> io::Result<Child> {
     let (program, arguments) = launch.command.split_first().ok_or(io::ErrorKind::InvalidInput)?;
-    let log = log_file(launch)?;
+    let log = launch.output.open(&launch.credentials)?;
     let mut command = Command::new(program);
     command
         .args(arguments)
@@ -92,7 +139,7 @@ pub fn launch(launch: &Launch) -> io::Result<Child> {
         .stdout(log.try_clone()?)
         .stderr(log);
     let credentials = launch.credentials.clone();
-    let changes_user = geteuid().is_root();
+    let (changes_user, life, starter) = (geteuid().is_root(), launch.life, getpid());
     let before_exec = move || {
         setsid()?;
         if changes_user {
@@ -100,10 +147,18 @@ pub fn launch(launch: &Launch) -> io::Result<Child> {
             setgid(credentials.group)?;
             setuid(credentials.user)?;
         }
+        if life == Life::WithItsStarter {
+            // A change of user would undo it.
+            set_pdeathsig(Signal::SIGKILL)?;
+            if getppid() != starter {
+                // It had ended before.
+                return Err(Errno::ESRCH.into());
+            }
+        }
         Ok(())
     };
-    // SAFETY: between fork and exec the closure makes system calls only (setsid, setgroups, setgid, setuid); it takes
-    // no lock and allocates nothing, and what it owns was allocated before.
+    // SAFETY: between fork and exec the closure makes system calls only (setsid, setgroups, setgid, setuid, prctl,
+    // getppid); it takes no lock and allocates nothing, and what it owns was allocated before.
     unsafe { command.pre_exec(before_exec) };
     command.spawn()
 }
@@ -119,32 +174,33 @@ pub fn end(child: &mut Child) {
     let _ = child.wait();
 }
 
-fn log_file(launch: &Launch) -> io::Result<File> {
-    let log = OpenOptions::new().create_new(true).append(true).mode(0o600).open(&launch.log)?;
+fn log_file(path: &Path, credentials: &Credentials) -> io::Result<File> {
+    let log = OpenOptions::new().create_new(true).append(true).mode(0o600).open(path)?;
     if geteuid().is_root() {
-        let credentials = &launch.credentials;
         std::os::unix::fs::fchown(&log, Some(credentials.user.as_raw()), Some(credentials.group.as_raw()))?;
     }
     Ok(log)
 }
 
 /// So much of what a process said last is read.
-const LAST_WORDS_BYTES: u64 = 2000;
+const LAST_WORDS_BYTES: usize = 2000;
 
 /// The end of what a process wrote into its log; empty where there is nothing. The log is in a directory of that
 /// process's user, who may have put anything in its place: only a plain file is read, and only its end.
-pub fn log_end(log: &Path) -> Vec<u8> {
+fn log_end(log: &Path) -> Vec<u8> {
     let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
     let read = || -> io::Result<Vec<u8>> {
-        let mut file = OpenOptions::new().read(true).custom_flags(flags).open(log)?;
-        let metadata = file.metadata()?;
-        if !metadata.is_file() {
-            return Ok(Vec::new());
-        }
-        file.seek(SeekFrom::Start(metadata.len().saturating_sub(LAST_WORDS_BYTES)))?;
-        let mut end = Vec::new();
-        file.take(LAST_WORDS_BYTES).read_to_end(&mut end)?;
-        Ok(end)
+        let file = OpenOptions::new().read(true).custom_flags(flags).open(log)?;
+        if file.metadata()?.is_file() { end_of(&file) } else { Ok(Vec::new()) }
     };
     read().unwrap_or_default()
+}
+
+/// Where the file is read from is not moved: whoever writes to it may share that place.
+fn end_of(file: &File) -> io::Result<Vec<u8>> {
+    let mut end = vec![0; LAST_WORDS_BYTES];
+    let from = file.metadata()?.len().saturating_sub(u64::try_from(LAST_WORDS_BYTES).unwrap_or(u64::MAX));
+    let read = file.read_at(&mut end, from)?;
+    end.truncate(read);
+    Ok(end)
 }

@@ -12,7 +12,7 @@ use crate::guest::{
     Accelerator, Corruption, GuestState, ImageError, Machine, NotVerifiable, Proof, StateError, Verifier,
     Workload, memfd,
 };
-use crate::host::{Credentials, Launch, ProcessHandle, launch};
+use crate::host::{Credentials, Launch, Life, Output, ProcessHandle, launch};
 use crate::observe::heartbeat::{Observer, ObserverError};
 use crate::qemu::twin::last_words;
 use crate::qmp::{Address, AddressError, CallError, Client, ConnectError, Deadlines, Leg};
@@ -155,7 +155,8 @@ impl Subject {
             environment: std::env::vars_os().collect(),
             working_directory: directory.to_owned(),
             credentials: Credentials::own().map_err(|error| failed(error.into()))?,
-            log: log.clone(),
+            output: Output::Log(log.clone()),
+            life: Life::OfItsOwn,
         })
         .map_err(failed)?;
         let pid = i32::try_from(child.id()).map_err(|error| failed(io::Error::other(error)))?;

@@ -297,7 +297,8 @@ impl<'a> Driver<'a> {
 
     /// The next moment at which something is due.
     fn wake_at(&self) -> Instant {
-        let blackout_over = self.phase.can_retreat().then(|| self.watchdog.blackout_over_at()).flatten();
+        let is_bounded = self.phase.can_retreat() && !self.waits_for_source();
+        let blackout_over = is_bounded.then(|| self.watchdog.blackout_over_at()).flatten();
         [Some(self.ask_at), self.step_overdue_at, self.give_up_at, self.reach_by, blackout_over]
             .into_iter()
             .flatten()
@@ -317,10 +318,10 @@ impl<'a> Driver<'a> {
             self.take(Input::Overdue).await;
         }
         let over = self.watchdog.blackout_over_at().is_some_and(|at| now >= at);
-        if self.gave_up_reaching(now, over).await {
-            return;
+        if self.reach_by.is_some_and(|at| now >= at) {
+            self.give_up_reaching().await;
         }
-        if over && self.phase.can_retreat() {
+        if over && self.phase.can_retreat() && !self.waits_for_source() {
             let bound = crate::units::show_duration(self.limits.longest_blackout());
             self.explain(&format!(
                 "the switchover took longer than the budget and its grace together ({bound})"

@@ -10,8 +10,8 @@ use crate::record::LimitsBy;
 const RECONNECT_WITHIN: Duration = Duration::from_secs(1);
 /// Whoever stands in line waits: a new place would be the last one.
 const GREETING_WITHIN: Duration = Duration::from_secs(60);
-/// How soon a monitor is tried again that nobody serves.
-const RETRY: Duration = Duration::from_millis(20);
+/// How soon a monitor is tried again that nobody serves: each time after twice as long, up to the second.
+const RETRY: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(80)];
 /// A process that closes its monitor as it ends is gone within this.
 pub(in crate::migrate) const LAST_BREATH: Duration = Duration::from_millis(200);
 
@@ -82,12 +82,15 @@ impl Side {
 /// Connects anew, however long it takes: until the main loop of a source in the blackout is free, or somebody else's
 /// client has gone.
 pub(super) async fn connect_anew(address: &Address, leg: Leg) -> Client {
+    let mut pause = RETRY[0];
     loop {
+        // At first too: what was read of the old connection has its effect before it is asked for on the new one.
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(RETRY[1]);
         match Client::connect(address, leg, Deadlines { connect: GREETING_WITHIN }).await {
             Ok(client) => return client,
             Err(error) => tracing::debug!(%leg, %error, "not reconnected"),
         }
-        tokio::time::sleep(RETRY).await;
     }
 }
 

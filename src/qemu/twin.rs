@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::argv::CommandLine;
 use super::rewrite::Rewritten;
 use crate::host::{
-    DirectoryError, Launch, PrivateDirectory, ProcessHandle, ProcessView, end, launch, log_end,
+    DirectoryError, Launch, Life, Output, PrivateDirectory, ProcessHandle, ProcessView, end, launch,
 };
 use crate::qmp::wire::printable;
 use crate::qmp::{Address, AddressError, Client, ConnectError, Deadlines, Leg};
@@ -125,7 +125,8 @@ async fn start_in(
         environment: environment(source),
         working_directory: source.working_directory.clone(),
         credentials: source.credentials.clone(),
-        log: log.to_owned(),
+        output: Output::Log(log.to_owned()),
+        life: Life::OfItsOwn,
     };
     bring_up(&launch, &address, Leg::Destination, abort).await
 }
@@ -157,7 +158,7 @@ async fn run(
         TwinError::Launch { program, source }
     })?;
     let pid = i32::try_from(child.id()).map_err(|error| TwinError::Process(io::Error::other(error)))?;
-    let log = &what.log;
+    let log = &what.output;
     let process = match ProcessHandle::open(pid) {
         Ok(process) => process,
         Err(error) => return Err(died(&mut child, log).unwrap_or(TwinError::Process(error))),
@@ -184,7 +185,7 @@ async fn run(
 }
 
 /// Waits for the monitor of a process that has just been started.
-async fn monitor(address: &Address, leg: Leg, child: &mut Child, log: &Path) -> Result<Client, TwinError> {
+async fn monitor(address: &Address, leg: Leg, child: &mut Child, log: &Output) -> Result<Client, TwinError> {
     let deadline = tokio::time::Instant::now() + START_WITHIN;
     loop {
         let deadlines = Deadlines { connect: START_WITHIN };
@@ -209,7 +210,7 @@ async fn monitor(address: &Address, leg: Leg, child: &mut Child, log: &Path) -> 
 }
 
 /// As [`died`], for a process that may be on its way out.
-async fn dies(child: &mut Child, log: &Path) -> Option<TwinError> {
+async fn dies(child: &mut Child, log: &Output) -> Option<TwinError> {
     let deadline = tokio::time::Instant::now() + LAST_BREATH;
     while tokio::time::Instant::now() < deadline {
         if let Some(died) = died(child, log) {
@@ -221,14 +222,18 @@ async fn dies(child: &mut Child, log: &Path) -> Option<TwinError> {
 }
 
 /// How a process ended and what it said, if it has ended.
-fn died(child: &mut Child, log: &Path) -> Option<TwinError> {
+fn died(child: &mut Child, log: &Output) -> Option<TwinError> {
     let status = child.try_wait().ok()??;
-    Some(TwinError::Died { status: status.to_string(), words: last_words(log) })
+    Some(TwinError::Died { status: status.to_string(), words: words_of(log) })
 }
 
 /// The end of what a QEMU wrote, safe to print.
 pub fn last_words(log: &Path) -> String {
-    let end = log_end(log);
+    words_of(&Output::Log(log.to_owned()))
+}
+
+fn words_of(output: &Output) -> String {
+    let end = output.end();
     let words = String::from_utf8_lossy(&end);
     let lines = words.lines().map(str::trim).filter(|line| !line.is_empty()).map(printable);
     let joined = lines.collect::<Vec<_>>().join("; ");

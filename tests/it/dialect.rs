@@ -364,6 +364,49 @@ fn an_interrupt_ends_a_program_that_never_opens_a_monitor() {
     }
 }
 
+#[test]
+fn what_is_left_of_a_command_that_was_killed_while_it_asked_the_next_one_clears_away() {
+    let directory = tempfile::tempdir().unwrap();
+    let told = directory.path().join("told");
+    // A child of its own, which no end of its parent reaches.
+    let script_text = "sh -c 'echo $$ $(pwd) > TOLD.new; mv TOLD.new TOLD; sleep 1000; true' sh \"$@\"; true";
+    let deaf = script(directory.path(), "deaf", &script_text.replace("TOLD", &told.display().to_string()));
+    let mut child = command(&["features"]).arg(deaf).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for("the program", || told.exists().then_some(()));
+    let (pid, place) = told_by(&told);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // Of all migrations it would bring those of other tests to an end; this one there never was.
+    let recovered = command(&["recover", "00000000"]).output().unwrap();
+    wait_for("the end of what it left", || (!lives(pid)).then_some(()));
+    assert!(!place.exists(), "{}: {recovered:?}", place.display());
+    if let Some(qemu) = qemu_version("what_is_left_of_a_command", "5.2") {
+        stdout(&features(&[&qemu]));
+    }
+}
+
+#[test]
+fn a_qemu_that_is_asked_ends_with_whoever_asks() {
+    let Some(qemu) = qemu_version("ends_with_whoever_asks", "10.0") else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let told = directory.path().join("told");
+    // It stops before it opens a monitor.
+    let text = format!(
+        "echo $$ $(pwd) > '{0}.new'; mv '{0}.new' '{0}'; kill -STOP $$; exec '{1}' \"$@\"",
+        told.display(),
+        qemu.display()
+    );
+    let stopped = script(directory.path(), "stopped", &text);
+    let mut child = command(&["features"]).arg(stopped).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for("the program", || told.exists().then_some(()));
+    let (pid, place) = told_by(&told);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    wait_for("the end of the QEMU", || (!lives(pid)).then_some(()));
+    stdout(&features(&[&qemu]));
+    assert!(!place.exists(), "the next one clears it away: {}", place.display());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_only_a_newer_qemu_has_is_shown_too() {
     let answers = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/qemu/dialect/answers/11.1.json");

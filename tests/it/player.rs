@@ -22,6 +22,7 @@ mod perform;
 
 use std::io::ErrorKind;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use qmigrate::host::ProcessHandle;
@@ -29,7 +30,7 @@ use qmigrate::migrate::driver::{Conclusion, Driver};
 use qmigrate::migrate::history::History;
 use qmigrate::migrate::journal::{JournalError, Ledger};
 use qmigrate::migrate::order::{Orders, orders};
-use qmigrate::migrate::phase::{AtDestination, AtSource, Guest, Phase};
+use qmigrate::migrate::phase::{AtDestination, AtSource, Guest, Phase, Retreat};
 use qmigrate::migrate::plan::Limits;
 use qmigrate::migrate::side::{Contact, Side};
 use qmigrate::qmp::Leg::{self, Destination, Source};
@@ -61,6 +62,8 @@ pub(crate) enum Kind {
     Unreachable,
     /// It can be connected to anew.
     ServedAgain,
+    /// It can be connected to anew so long after.
+    ServedLater(Duration),
     /// The process is killed.
     Killed,
     /// The process is killed so long after its monitor has closed.
@@ -93,14 +96,47 @@ pub(crate) enum Paper {
     Torn,
 }
 
-impl Ledger for Paper {
+/// What the driver has written down, in order; the player reads along.
+#[derive(Debug, Clone)]
+pub(crate) struct Book {
+    paper: Paper,
+    phases: Arc<Mutex<Vec<Phase>>>,
+}
+
+impl Book {
+    fn new(paper: Paper) -> Self {
+        Self { paper, phases: Arc::default() }
+    }
+
+    pub(crate) fn phases(&self) -> Vec<Phase> {
+        self.phases.lock().unwrap().clone()
+    }
+
+    /// Whether it stands there that this is done to a QEMU: whoever takes the migration up goes on with it.
+    fn permits(&self, leg: Leg, deed: &str) -> bool {
+        let is_for_it = |phase: &Phase| match (leg, deed) {
+            (Destination, "cont") => matches!(phase, Phase::Committed { .. }) || self.paper == Paper::Torn,
+            (Destination, "kill") => matches!(phase, Phase::Retreating(_, Retreat::Clearing)),
+            (Source, "cont") => {
+                matches!(phase, Phase::Retreating(_, Retreat::Settling | Retreat::Reviving))
+            }
+            (Source, "migrate_cancel" | "yank") => matches!(phase, Phase::Retreating(_, Retreat::Stopping)),
+            (Source, "stop") => matches!(phase, Phase::Streaming(guest) if guest.at_source == AtSource::Held),
+            _ => true,
+        };
+        deed == "migrate" || self.phases().iter().any(is_for_it)
+    }
+}
+
+impl Ledger for Book {
     fn enter(&mut self, phase: Phase) -> Result<(), JournalError> {
-        if *self == Self::Torn && matches!(phase, Phase::Committed { .. }) {
+        if self.paper == Paper::Torn && matches!(phase, Phase::Committed { .. }) {
             return Err(JournalError::Io {
                 path: "/paper".into(),
                 source: ErrorKind::ReadOnlyFilesystem.into(),
             });
         }
+        self.phases.lock().unwrap().push(phase);
         Ok(())
     }
 }
@@ -140,7 +176,9 @@ impl<'a> Play<'a> {
         let (commander, mut orders) = orders();
         let far = [far_source, far_destination];
         let greeting = greeting(self.conversation);
-        let mut player = Player::new(far, addresses.clone(), stand_ins, self.script, greeting, commander);
+        let mut book = Book::new(self.paper);
+        let mut player =
+            Player::new(far, addresses.clone(), stand_ins, self.script, greeting, commander, book.clone());
         player.greet().await;
         let clients = tokio::select! {
             clients = connect([near_source, near_destination]) => clients,
@@ -156,8 +194,7 @@ impl<'a> Play<'a> {
                 _ => LimitsBy::Parameters,
             };
             let sides = sides(clients, &addresses, processes, limits_by);
-            let mut paper = self.paper;
-            let driver = driver(sides, &mut history, &mut orders, &mut paper);
+            let driver = driver(sides, &mut history, &mut orders, &mut book);
             let run = driver.run("unix:/run/vm/stream", self.conversation.course.mode);
             tokio::select! {
                 biased;
@@ -176,7 +213,8 @@ impl<'a> Play<'a> {
             cast.give(stand_in);
         }
         let conclusion = ended.ok().map(|(conclusion, ..)| conclusion);
-        Played { conclusion, world, faults, sent, log, is_uncut: cut.is_some(), is_killed }
+        let written = book.phases();
+        Played { conclusion, world, faults, sent, written, log, is_uncut: cut.is_some(), is_killed }
     }
 }
 
@@ -208,10 +246,10 @@ fn driver<'a>(
     sides: (Side, Side),
     history: &'a mut History,
     orders: &'a mut Orders,
-    paper: &'a mut Paper,
+    book: &'a mut Book,
 ) -> Driver<'a> {
     let guest = Guest { at_source: AtSource::Running, at_destination: AtDestination::AsBefore };
-    Driver::new(sides, Phase::Streaming(guest), Limits::default(), history, orders, paper)
+    Driver::new(sides, Phase::Streaming(guest), Limits::default(), history, orders, book)
 }
 
 async fn connect(streams: [tokio::io::DuplexStream; 2]) -> [Client; 2] {
@@ -255,6 +293,8 @@ pub(crate) struct Played {
     pub(crate) faults: Vec<String>,
     /// What the driver told a QEMU to do, in order.
     pub(crate) sent: Vec<(Leg, String)>,
+    /// The phases that it wrote down.
+    pub(crate) written: Vec<Phase>,
     /// What was played and heard, for whoever has to find out.
     pub(crate) log: Vec<String>,
     /// It came to its end before its cut.

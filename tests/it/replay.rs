@@ -42,6 +42,11 @@ fn faults(played: &Played) -> Vec<String> {
         }
         _ => false,
     };
+    // Whoever reads the journal finds the end that was told.
+    let is_written = played.written.last().copied() == phase;
+    if !is_written {
+        faults.push(format!("its end is not written down: {phase:?}, {:?}", played.written));
+    }
     if !is_honest {
         faults.push(format!("it is not so: {phase:?}"));
     }
@@ -274,4 +279,41 @@ fn a_guest_that_panics_right_before_its_switchover_is_not_run_again() {
         is_safe(&played, action);
         is_as_recorded(&played, Phase::Arrived(rest), conts, action);
     }
+}
+
+/// Longer than an attempt to connect may take, and shorter than the guest may stand still.
+const A_WHILE: Duration = Duration::from_secs(2);
+
+#[test]
+fn a_source_that_cannot_be_reached_for_a_while_is_waited_for_as_long_as_the_guest_may_stand_still() {
+    let conversation = recorded("10.0.2-precopy-completed");
+    for place in 1..Script::new(&conversation).places() {
+        let played = cut(&conversation, place, Source, Kind::ServedLater(A_WHILE));
+        is_safe(&played, &format!("cut at {place}"));
+        let phase = played.conclusion.map(|conclusion| conclusion.phase);
+        let log = played.log.join("\n");
+        assert_eq!(phase, Some(Phase::Arrived(Rest::Running)), "cut at {place}: {log}");
+    }
+}
+
+#[test]
+fn a_source_that_cannot_be_reached_for_longer_is_given_up_and_not_run_over() {
+    let conversation = recorded("10.0.2-precopy-completed");
+    let played = cut(&conversation, 8, Source, Kind::Unreachable);
+    is_safe(&played, "cut while memory is sent");
+    let conclusion = played.conclusion.unwrap();
+    assert_eq!(conclusion.phase, Phase::Undecided(MayRun::Source), "{}", played.log.join("\n"));
+    assert!(conclusion.reason.unwrap().contains("the connection to the source's monitor was lost"));
+}
+
+#[test]
+fn a_cancel_is_heard_while_the_source_cannot_be_reached() {
+    let conversation = recorded("10.0.2-cancel");
+    let place = Script::new(&conversation).places() / 2;
+    let played = cut(&conversation, place, Source, Kind::ServedLater(A_WHILE));
+    is_safe(&played, "cut before the cancel");
+    let conclusion = played.conclusion.unwrap();
+    let log = played.log.join("\n");
+    assert_eq!(conclusion.phase, Phase::Back(Rest::Running), "{log}");
+    assert_eq!(conclusion.reason.as_deref(), Some("asked for"), "{log}");
 }

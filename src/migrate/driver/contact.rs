@@ -2,16 +2,15 @@
 //!
 //! | which | in | given up |
 //! |---|---|---|
-//! | the source's | the stream, the switchover | once the guest may have stood still for as long as it may, undecided; both completed: it is not needed |
-//! | the source's | a retreat | with the retreat |
+//! | the source's | the stream, the switchover, a retreat from there | once the guest may have stood still for as long as it may: undecided, and the destination is ended, so that the source fails and runs it |
+//! | the source's | both completed | never: it is not needed |
+//! | the source's | a retreat from there, in which it needs `cont` | with the retreat |
 //! | the destination's | before `cont` | at once: it gets no `cont` as long as there is a way back |
 //! | the destination's | after `cont`, or without a way back | with the hand-over: it is the guest's only chance |
 //! | either | postcopy | after as long as a blackout may last, undecided |
 
-use std::time::Instant;
-
-use super::{Answer, Driver, now};
-use crate::migrate::phase::{Input, Phase, SourceEnd};
+use super::{Answer, Driver, LAST_CALL, now};
+use crate::migrate::phase::{Input, Phase, Retreat, SourceEnd};
 use crate::migrate::side::{Contact, LAST_BREATH, connect_anew};
 use crate::qmp::{Client, Leg};
 
@@ -24,7 +23,10 @@ impl Driver<'_> {
         if leg == Leg::Source {
             self.watchdog.lost_sight();
         }
-        self.reach_by.get_or_insert(now() + self.limits.longest_blackout());
+        let now = now();
+        let latest = now + self.limits.longest_blackout();
+        let over = self.watchdog.blackout_over_at().unwrap_or(latest);
+        self.reach_by.get_or_insert(over.min(latest).max(now + LAST_CALL));
         tokio::spawn(async move {
             let connect = async {
                 if leg == Leg::Destination {
@@ -68,27 +70,31 @@ impl Driver<'_> {
         self.ask_state(leg);
     }
 
-    /// Gives up a side that is needed and has not been reached for too long; says whether it did.
-    pub(super) async fn gave_up_reaching(&mut self, now: Instant, is_blackout_over: bool) -> bool {
-        let is_late = self.reach_by.is_some_and(|at| now >= at);
-        if is_late {
-            self.reach_by = None;
+    /// Gives up a side that is needed and has not been reached for too long.
+    pub(super) async fn give_up_reaching(&mut self) {
+        self.reach_by = None;
+        let legs = [Leg::Source, Leg::Destination];
+        let lost = legs.into_iter().find(|&leg| self.is_lost(leg) && self.needs(leg));
+        if let Some(leg) = lost {
+            self.explain(&format!("the connection to the {leg}'s monitor was lost"));
+            self.take(Input::GiveUp).await;
         }
-        let needed: &[Leg] = match self.phase {
-            Phase::Streaming(_) | Phase::Switchover { source: SourceEnd::Sending, .. }
-                if is_late || is_blackout_over =>
-            {
-                &[Leg::Source]
-            }
-            Phase::Switchover { source: SourceEnd::Postcopy, .. } if is_late => {
-                &[Leg::Source, Leg::Destination]
-            }
-            _ => &[],
-        };
-        let Some(leg) = needed.iter().find(|&&leg| self.is_lost(leg)) else { return false };
-        self.explain(&format!("the connection to the {leg}'s monitor was lost"));
-        self.take(Input::GiveUp).await;
-        true
+    }
+
+    /// Whether nothing can be told to the source, and the blackout has to wait for that.
+    pub(super) fn waits_for_source(&self) -> bool {
+        self.reach_by.is_some() && self.is_lost(Leg::Source) && self.needs(Leg::Source)
+    }
+
+    /// Whether the migration goes nowhere as long as this side cannot be reached.
+    fn needs(&self, leg: Leg) -> bool {
+        match self.phase {
+            Phase::Switchover { source: SourceEnd::Postcopy, .. } => true,
+            Phase::Streaming(_)
+            | Phase::Switchover { source: SourceEnd::Sending, .. }
+            | Phase::Retreating(_, Retreat::Stopping | Retreat::Settling) => leg == Leg::Source,
+            _ => false,
+        }
     }
 
     /// Takes a connection that has come as the driver ended, and waits for no other.

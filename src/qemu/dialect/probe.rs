@@ -1,18 +1,33 @@
 //! Starts a QEMU only to ask it: no machine, no guest, and nothing is left of it.
 //!
-//! The monitor is a socket of ours to which QEMU connects, so that nothing has to be looked for again and again.
+//! The monitor is a socket of ours to which QEMU connects, so that nothing has to be looked for again and again. It is
+//! in a directory that is locked for as long as whoever asks is alive. The kernel ends the QEMU with its starter; what
+//! is left of one that was killed (the directory, and what a script in place of a QEMU has started) the next command
+//! that makes something in the runtime directory clears away.
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::Duration;
 
+use nix::fcntl::{Flock, FlockArg};
+use nix::unistd::geteuid;
 use qapi_qmp as words;
 use tokio::net::{UnixListener, UnixStream};
 
-use crate::host::{Credentials, DirectoryError, Launch, PrivateDirectory, ProcessHandle, end, launch};
+use crate::host::{
+    Credentials, DirectoryError, Launch, Life, Output, PrivateDirectory, ProcessHandle, ProcessView, end,
+    launch, processes,
+};
 use crate::qemu::twin::last_words;
 use crate::qmp::{Client, ConnectError, Deadlines, Leg};
+use crate::record::MigrationId;
+
+/// What a probe's directory is called.
+const PREFIX: &str = "probe-";
+/// Its monitor.
+const SOCKET: &str = "qmp";
 
 /// A QEMU without a machine is there within 0.1 s; on a machine under load it may take seconds.
 const START_WITHIN: Duration = Duration::from_secs(20);
@@ -76,16 +91,17 @@ pub struct Probe {
     // Dropped in this order: the process ends before its directory goes.
     client: Client,
     process: Started,
-    _directory: Removed,
+    _directory: Place,
 }
 
 impl Probe {
-    /// Starts one, in a directory that is made for it.
-    pub async fn start(qemu: &Path, directory: PathBuf) -> Result<Self, ProbeError> {
+    /// Starts one, in a directory that is made for it in the runtime directory.
+    pub async fn start(qemu: &Path, runtime: &Path) -> Result<Self, ProbeError> {
         let failed = |source| ProbeError::Launch { qemu: qemu.to_owned(), source };
         let credentials = Credentials::own().map_err(|error| failed(error.into()))?;
-        let directory = Removed(PrivateDirectory::create(directory, &credentials)?);
-        let (socket, log) = (directory.0.path().join("qmp"), directory.0.path().join("log"));
+        clear(runtime);
+        let directory = Place::make(runtime, &credentials)?;
+        let (socket, log) = (directory.path().join(SOCKET), directory.path().join("log"));
         let listener = UnixListener::bind(&socket)
             .map_err(|source| ProbeError::Listen { path: socket.clone(), source })?;
         // It starts in its directory, from which a relative path names something else.
@@ -94,13 +110,14 @@ impl Probe {
         let options =
             ["-machine", "none", "-nodefaults", "-no-user-config", "-display", "none", "-S", "-qmp"];
         command.extend(options.map(Into::into));
-        command.push(format!("unix:{}", socket.display()).into());
+        command.push(monitor_option(&socket).into());
         let child = launch(&Launch {
             command,
             environment: std::env::vars_os().collect(),
-            working_directory: directory.0.path().to_owned(),
+            working_directory: directory.path().to_owned(),
             credentials,
-            log: log.clone(),
+            output: Output::Log(log.clone()),
+            life: Life::WithItsStarter,
         })
         .map_err(failed)?;
         let process = Started::hold(child).map_err(failed)?;
@@ -162,14 +179,77 @@ impl Drop for Started {
     }
 }
 
-/// A directory that goes with this value.
+/// A directory that goes with this value, locked until then.
 #[derive(Debug)]
-struct Removed(PrivateDirectory);
+struct Place {
+    directory: PrivateDirectory,
+    _lock: Option<Flock<File>>,
+}
 
-impl Drop for Removed {
+impl Place {
+    fn make(runtime: &Path, credentials: &Credentials) -> Result<Self, DirectoryError> {
+        let _turn = locked(runtime, FlockArg::LockExclusive);
+        let path = runtime.join(format!("{PREFIX}{}", MigrationId::new()));
+        let directory = PrivateDirectory::create(path, credentials)?;
+        let lock = locked(directory.path(), FlockArg::LockExclusiveNonblock);
+        Ok(Self { directory, _lock: lock })
+    }
+
+    fn path(&self) -> &Path {
+        self.directory.path()
+    }
+}
+
+impl Drop for Place {
     fn drop(&mut self) {
-        if let Err(error) = self.0.remove() {
-            tracing::warn!(directory = %self.0.path().display(), %error, "not removed");
+        remove(&self.directory);
+    }
+}
+
+fn remove(directory: &PrivateDirectory) {
+    if let Err(error) = directory.remove() {
+        tracing::warn!(directory = %directory.path().display(), %error, "not removed");
+    }
+}
+
+fn locked(directory: &Path, how: FlockArg) -> Option<Flock<File>> {
+    Flock::lock(File::open(directory).ok()?, how).ok()
+}
+
+/// Clears away what commands have left that were killed while they asked a QEMU.
+pub fn clear(runtime: &Path) {
+    // A directory is made and locked in one turn: one that can be locked in this one has nobody.
+    let Some(_turn) = locked(runtime, FlockArg::LockExclusive) else { return };
+    let (Ok(entries), Ok(own)) = (std::fs::read_dir(runtime), Credentials::own()) else { return };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let is_ours = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PREFIX));
+        if !is_ours || path.is_symlink() {
+            continue;
+        }
+        if let Some(_lock) = locked(&path, FlockArg::LockExclusiveNonblock) {
+            end_all_that_name(&path.join(SOCKET));
+            remove(&PrivateDirectory::of_another_engine(path, own.clone()));
         }
     }
+}
+
+/// Ends what was started to be asked by this socket, as its own words say.
+fn end_all_that_name(socket: &Path) {
+    let option = monitor_option(socket);
+    for pid in processes() {
+        // First the hold, then the look: what is read after it belongs to the process held.
+        let Ok(process) = ProcessHandle::open(pid) else { continue };
+        let names_it = |view: ProcessView| {
+            view.credentials.user == geteuid() && view.arguments.iter().any(|word| *word == *option)
+        };
+        if ProcessView::read(pid).is_ok_and(names_it)
+            && let Err(error) = process.kill()
+        {
+            tracing::warn!(pid, %error, "not ended");
+        }
+    }
+}
+
+fn monitor_option(socket: &Path) -> String {
+    format!("unix:{}", socket.display())
 }

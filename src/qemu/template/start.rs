@@ -13,7 +13,7 @@ use nix::fcntl::{Flock, FlockArg};
 use tokio::net::UnixStream;
 
 use super::Filled;
-use crate::host::{Credentials, Launch, ProcessHandle, listening_process};
+use crate::host::{Credentials, Launch, Life, Output, ProcessHandle, listening_process};
 use crate::qemu::rewrite::{listening_sockets, qmp_sockets};
 use crate::qemu::twin::{TwinError, bring_up};
 use crate::qemu::{ANSWER_WITHIN, Inventory};
@@ -170,7 +170,8 @@ async fn launch(
         environment: std::env::vars_os().chain(added).collect(),
         working_directory: filled.working_directory.clone(),
         credentials: Credentials::own().map_err(|error| StartError::User(error.into()))?,
-        log: log.clone(),
+        output: Output::Log(log.clone()),
+        life: Life::OfItsOwn,
     };
     let (client, process) = bring_up(&launch, &address, Leg::Source, abort).await?;
     match Inventory::take(&client).await {

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::script::{ACTS, Dice, Script, Step};
 use super::stand_in::StandIn;
 use super::world::{Continued, World};
-use super::{Cut, Kind, Luck, Peer, peer};
+use super::{Book, Cut, Kind, Luck, Peer, peer};
 use crate::scripted_peer::Asked;
 
 /// How often it is looked whether the driver has ended a process.
@@ -42,6 +42,10 @@ pub(super) struct Player {
     /// What the driver told a QEMU to do.
     pub(super) sent: Vec<(Leg, String)>,
     pub(super) log: Vec<String>,
+    /// What the driver writes down.
+    book: Book,
+    /// A monitor that can be connected to from then on.
+    to_be_served: Option<(Instant, Leg)>,
     /// When the last step was played; none before the driver is there.
     pub(super) last: Option<Instant>,
     listeners: [Option<UnixListener>; 2],
@@ -81,6 +85,7 @@ enum Word {
     Connected(Leg, UnixStream),
     Play,
     Doom,
+    Serve,
     Late,
     Look,
 }
@@ -122,6 +127,7 @@ impl Player {
         script: Script,
         greeting: Value,
         commander: Commander,
+        book: Book,
     ) -> Self {
         Self {
             links: far.map(|stream| Some(peer(stream))),
@@ -138,6 +144,8 @@ impl Player {
             faults: Vec::new(),
             sent: Vec::new(),
             log: Vec::new(),
+            book,
+            to_be_served: None,
             last: None,
             listeners: [None, None],
             place: 0,
@@ -164,6 +172,7 @@ impl Player {
             self.go_on().await;
             let play = self.due();
             let doom = self.doomed.front().map(|(time, ..)| *time);
+            let serve = self.to_be_served.map(|(time, _)| time);
             let late = self.late.iter().filter_map(|late| Some(late.front()?.0)).min();
             let [source, destination] = &mut self.links;
             let [source_listener, destination_listener] = &self.listeners;
@@ -174,6 +183,7 @@ impl Player {
                 stream = accept(source_listener.as_ref()) => Word::Connected(Source, stream),
                 stream = accept(destination_listener.as_ref()) => Word::Connected(Destination, stream),
                 () = at(doom) => Word::Doom,
+                () = at(serve) => Word::Serve,
                 () = at(late) => Word::Late,
                 () = at(play) => Word::Play,
                 _ = look.tick() => Word::Look,
@@ -186,6 +196,11 @@ impl Player {
                 Word::Doom => {
                     if let Some((_, leg, death)) = self.doomed.pop_front() {
                         self.die(leg, death);
+                    }
+                }
+                Word::Serve => {
+                    if let Some((_, leg)) = self.to_be_served.take() {
+                        self.serve(leg);
                     }
                 }
                 Word::Late => self.send_late().await,
@@ -378,7 +393,15 @@ impl Player {
         if command == "cont" {
             self.judge_cont(leg);
         }
+        self.judge_written(leg, command);
         self.sent.push((leg, command.to_owned()));
+    }
+
+    /// What is not written down is not done.
+    fn judge_written(&mut self, leg: Leg, deed: &str) {
+        if !self.book.permits(leg, deed) {
+            self.fault(&format!("{deed} to the {leg} is not written down"));
+        }
     }
 
     fn judge_cont(&mut self, leg: Leg) {
@@ -476,8 +499,12 @@ impl Player {
                 self.close(leg);
             }
             Kind::ServedAgain => {
-                self.listeners[index(leg)] = Some(UnixListener::bind(&self.addresses[index(leg)]).unwrap());
+                self.serve(leg);
                 self.close(leg);
+            }
+            Kind::ServedLater(time) => {
+                self.close(leg);
+                self.to_be_served = Some((Instant::now() + time, leg));
             }
             Kind::Killed => self.die(leg, Death::Violent),
             Kind::ClosedFirst(time) => {
@@ -485,6 +512,11 @@ impl Player {
                 self.doomed.push_back((Instant::now() + time, leg, Death::Violent));
             }
         }
+    }
+
+    /// Opens a monitor to whoever comes.
+    fn serve(&mut self, leg: Leg) {
+        self.listeners[index(leg)] = Some(UnixListener::bind(&self.addresses[index(leg)]).unwrap());
     }
 
     /// Ends a connection. What came by it and was not done yet never will be.
@@ -542,6 +574,7 @@ impl Player {
             if leg == Source {
                 self.fault("the driver has ended the source");
             }
+            self.judge_written(leg, "kill");
             self.is_killed = true;
             self.die(leg, Death::Violent);
         }
