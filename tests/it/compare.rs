@@ -48,7 +48,7 @@ const CASES: [Case; 17] = [
     ),
     // Found when the source has completed.
     case(&["-smp", "2"], &[], &["the number of processors is 2 on the source and 1 on the destination"]),
-    case(&["-serial", "null"], &[], &["the destination has no isa-serial at iobase"]),
+    case(&["-serial", "null"], &[], &["the destination has no isa-serial on isa.0"]),
     case(
         &["-usb", "-device", "usb-tablet"],
         &["-usb"],

@@ -44,6 +44,10 @@ impl Driver<'_> {
                 self.take(Input::Retreat).await;
             }
             Answer::Stopped(result, Some(order)) => {
+                if result.as_ref().is_err_and(|error| !error.may_have_happened()) {
+                    // It runs on.
+                    self.take(Input::Source(Seen::Resumed)).await;
+                }
                 let said = "the guest stands still; it will run on the destination";
                 order.answer(result.map(|()| said.to_owned()).map_err(|error| error.to_string()));
             }

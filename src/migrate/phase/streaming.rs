@@ -11,9 +11,11 @@ pub(super) fn streaming(guest: Guest, input: &Input) -> (Phase, Option<Action>) 
     let is_held = guest.at_source == AtSource::Held;
     match input {
         // Our own `stop`, by consent, is no news; a guest that is reset while it stands still is before its launch, and
-        // one that sleeps does so in spite of `stop` up to 8.x.
+        // one that sleeps does so in spite of `stop` up to 8.x. An answer that it runs is from before our `stop`: of
+        // somebody's `cont` its `RESUME` tells.
         Input::Source(
-            Seen::Stopped | Seen::State(RunState::Paused | RunState::PreLaunch | RunState::Suspended),
+            Seen::Stopped
+            | Seen::State(RunState::Paused | RunState::PreLaunch | RunState::Suspended | RunState::Running),
         ) if is_held => (stay, None),
         // Somebody's `stop`, or the switchover: the run state tells. Only a guest that ran can stop.
         Input::Source(Seen::Stopped) => {

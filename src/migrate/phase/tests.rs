@@ -384,3 +384,17 @@ fn a_destination_that_is_seen_to_run_has_the_guest_though_its_word_was_lost() {
     let clearing = Phase::Retreating(RUNNING, Retreat::Clearing);
     assert_eq!(stopping.next(&runs), (clearing, Some(Action::KillDestination)));
 }
+
+#[test]
+fn a_guest_that_the_engine_is_about_to_stop_is_not_somebody_elses_to_stop() {
+    let held = Phase::Streaming(HELD);
+    let late = [
+        Input::Source(Seen::State(RunState::Running)),
+        Input::Source(Seen::Stopped),
+        Input::Source(Seen::State(RunState::Paused)),
+    ];
+    assert_eq!(follow(held, &late), (held, vec![]), "an answer from before the stop");
+    let somebodys = [Input::Source(Seen::Resumed), Input::Source(Seen::State(RunState::Paused))];
+    let Phase::Streaming(guest) = follow(held, &somebodys).0 else { panic!("it streams") };
+    assert_eq!(guest.at_source, AtSource::Standing);
+}
