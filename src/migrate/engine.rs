@@ -122,8 +122,7 @@ async fn with_destination(
     #[cfg(feature = "hold-points")]
     super::hold::at_point("destination").await;
     history.enter(PhaseName::Prepare);
-    // A cancel waits until both sides are set up, a matter of milliseconds: nothing is then left half set.
-    let (uri, originals) = match prepare_both(plan, &source, &held, journal).await {
+    let (uri, originals) = match prepare_both(plan, &source, &held, orders, journal).await {
         Ok(prepared) => prepared,
         Err((originals, blocker)) => {
             held.clear().await;
@@ -198,13 +197,21 @@ async fn prepare_both(
     plan: &Plan,
     source: &Source,
     held: &Held,
+    orders: &mut Orders,
     journal: &mut Journal,
 ) -> Result<(String, Originals), (Option<Originals>, Blocker)> {
     let blocker = |error: &prepare::PrepareError| Blocker::bare("prepare", chain(error));
     let socket = destination::stream_socket(plan);
-    let uri = prepare::destination(&held.client, &socket).await.map_err(|error| (None, blocker(&error)))?;
-    let originals = prepare::originals(&source.client, source.limits_by).await;
-    let originals = originals.map_err(|error| (None, blocker(&error)))?;
+    let asked = async {
+        let uri = prepare::destination(&held.client, &socket).await?;
+        Ok((uri, prepare::originals(&source.client, source.limits_by).await?))
+    };
+    let (uri, originals) = tokio::select! {
+        biased;
+        asked = asked => asked.map_err(|error| (None, blocker(&error)))?,
+        reason = orders.cancelled() => return Err((None, cancelled(&reason))),
+    };
+    // From here on a cancel waits until the source is set up, a matter of milliseconds: it is not left half set.
     let written = journal.write(&Step::Originals { originals: originals.clone() });
     written.map_err(|error| (None, error.into()))?;
     let limits =
