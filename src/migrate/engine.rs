@@ -13,18 +13,18 @@ use super::outcome;
 use super::phase::{AtSource, Guest, Phase};
 use super::plan::{Mode, Plan, Risks};
 use super::side::{Contact, Side};
+use super::step::agree::Agreement;
 use super::step::destination::Held;
 use super::step::limits::QemuLimits;
-use super::step::prepare::{self, Originals, PrepareError};
+use super::step::prepare::{self, Originals, PrepareError, Settings};
 use super::step::survey::Source;
 use super::step::{self, destination, finish, survey};
 use crate::check::{Blocker, chain, lost_writes};
 use crate::converge::Controller;
 use crate::host::PrivateDirectory;
-use crate::qemu::hardware::Hardware;
 use crate::qemu::twin;
+use crate::qmp::Leg;
 use crate::qmp::words::RunState;
-use crate::qmp::{CallError, Leg};
 use crate::record::{End, Entry, Observed, Outcome, PhaseName};
 
 /// What a migration works with besides its plan.
@@ -104,10 +104,8 @@ async fn with_destination(
 ) -> Result<Outcome, Vec<Blocker>> {
     let Services { history, orders, journal, observed } = services;
     let abort = async { drop(orders.cancelled().await) };
-    // The source has time to tell of its hardware while the destination starts.
-    let (got, hardware) =
-        tokio::join!(destination::get(plan, &source, journal, abort), Hardware::ask(&source.client));
-    let (held, warnings) = got.map_err(|blocker| vec![blocker])?;
+    let (held, warnings) =
+        destination::get(plan, &source, journal, abort).await.map_err(|blocker| vec![blocker])?;
     let (pid, address) = (held.process.pid(), held.address.to_string());
     history.add(Entry::Destination(held.inventory.party(Some(pid), address, held.limits_by)));
     for warning in warnings {
@@ -117,14 +115,7 @@ async fn with_destination(
     #[cfg(feature = "hold-points")]
     super::hold::at_point("destination").await;
     history.enter(PhaseName::Prepare);
-    // A cancel waits until both sides are set up, a matter of milliseconds: nothing is then left half set.
-    let prepared = match compare(plan, hardware, &source, &held, history).await {
-        Ok(()) => {
-            let prepared = prepare_both(plan, &source, &held, history, journal).await;
-            prepared.map_err(|unready| unready.of(&held))
-        }
-        Err(blockers) => Err(Unready { originals: None, blockers }),
-    };
+    let prepared = prepare_both(plan, &source, &held, history, orders, journal).await;
     let (uri, originals) = match prepared {
         Ok(prepared) => prepared,
         Err(Unready { originals, blockers }) => {
@@ -195,39 +186,11 @@ fn cancelled(reason: &str) -> Blocker {
     Blocker::bare("cancelled", format!("{reason}; nothing had been moved yet"))
 }
 
-/// Holds the destination against the source. With consent differences are told, and stop nothing.
-async fn compare(
-    plan: &Plan,
-    hardware: Result<Hardware, CallError>,
-    source: &Source,
-    held: &Held,
-    history: &mut History,
-) -> Result<(), Vec<Blocker>> {
-    let failed = |error: CallError| vec![error.into()];
-    let hardware = hardware.map_err(failed)?;
-    let found = step::compare::compare(&hardware, &source.client, &held.client).await.map_err(failed)?;
-    match plan.risks {
-        Risks::Refuse if !found.is_empty() => return Err(found),
-        Risks::Refuse => {}
-        Risks::Accept => found.iter().for_each(|difference| {
-            history.warn(difference.code, &difference.message, None);
-        }),
-    }
-    Ok(())
-}
-
 /// Both sides could not be made ready.
 struct Unready {
     /// How the source was set up before, if that may have been changed.
     originals: Option<Originals>,
     blockers: Vec<Blocker>,
-}
-
-impl Unready {
-    /// Adds what it means for a destination that has been told to wait.
-    fn of(self, held: &Held) -> Self {
-        Self { blockers: self.blockers.into_iter().map(|blocker| held.blame(blocker)).collect(), ..self }
-    }
 }
 
 /// Sets up the destination, then the source: as long as the destination can refuse, the source is untouched.
@@ -236,14 +199,17 @@ async fn prepare_both(
     source: &Source,
     held: &Held,
     history: &mut History,
+    orders: &mut Orders,
     journal: &mut Journal,
 ) -> Result<(String, Originals), Unready> {
     let untouched = |blocker| Unready { originals: None, blockers: vec![blocker] };
-    let refused = |error: PrepareError| untouched(error.into());
-    let found = prepare::settings(&source.client).await.map_err(refused)?;
-    let socket = destination::stream_socket(plan);
-    let prepared = prepare::destination(&held.client, &socket, &found, held.started_by).await;
-    let (uri, agreement) = prepared.map_err(refused)?;
+    let prepared = tokio::select! {
+        biased;
+        prepared = prepare_destination(plan, source, held, history) => prepared,
+        reason = orders.cancelled() => Err(untouched(cancelled(&reason))),
+    };
+    // From here on a cancel waits until the source is set up, a matter of milliseconds: it is not left half set.
+    let Prepared { uri, found, agreement } = prepared?;
     let originals = found.originals(source.limits_by);
     let written = journal.write(&Step::Originals { originals: originals.clone() });
     written.map_err(|error| untouched(error.into()))?;
@@ -254,8 +220,42 @@ async fn prepare_both(
         QemuLimits::both(Controller::new(plan.limits.budget()).limit_ms(), plan.limits.max_bandwidth);
     match prepare::source(&source.client, source.limits_by, limits, &agreement).await {
         Ok(()) => Ok((uri, originals)),
-        Err(error) => Err(Unready { originals: Some(originals), blockers: vec![error.into()] }),
+        Err(error) => Err(Unready { originals: Some(originals), blockers: vec![held.blame(error.into())] }),
     }
+}
+
+/// A destination that listens.
+struct Prepared {
+    uri: String,
+    /// How the source was found.
+    found: Settings,
+    agreement: Agreement,
+}
+
+/// Holds the destination against the source, and makes it listen. With consent differences are told, and stop nothing.
+async fn prepare_destination(
+    plan: &Plan,
+    source: &Source,
+    held: &Held,
+    history: &mut History,
+) -> Result<Prepared, Unready> {
+    let refused = |blockers| Unready { originals: None, blockers };
+    let differences = step::compare::compare(&source.client, &held.client).await;
+    let differences = differences.map_err(|error| refused(vec![error.into()]))?;
+    if plan.risks == Risks::Refuse && !differences.is_empty() {
+        return Err(refused(differences));
+    }
+    for accepted in differences {
+        history.warn(accepted.code, accepted.message, None);
+    }
+    let listen = async {
+        let found = prepare::settings(&source.client).await?;
+        let socket = destination::stream_socket(plan);
+        let prepared = prepare::destination(&held.client, &socket, &found, held.started_by).await;
+        let (uri, agreement) = prepared?;
+        Ok(Prepared { uri, found, agreement })
+    };
+    listen.await.map_err(|error: PrepareError| refused(vec![held.blame(error.into())]))
 }
 
 /// What the guest does now. It may have changed while the destination was starting; what was heard of that is old

@@ -24,8 +24,9 @@ fn outcome(end: End, guest: Whereabouts, message: impl Into<String>, hint: Optio
 
 /// Refused, or given up before it began: nothing was changed.
 pub(super) fn refused(blockers: &[Blocker]) -> Outcome {
-    if let [Blocker { code: "cancelled", message, .. }] = blockers {
-        return outcome(End::NotMigrated, Whereabouts::Unchanged, format!("not moved: {message}"), None);
+    if let [Blocker { code: "cancelled", message, hint }] = blockers {
+        let message = format!("not moved: {message}");
+        return outcome(End::NotMigrated, Whereabouts::Unchanged, message, hint.clone());
     }
     let messages = blockers.iter().map(|blocker| blocker.message.as_str()).collect::<Vec<_>>();
     let mut hints = blockers.iter().filter_map(|blocker| blocker.hint.clone()).collect::<Vec<_>>();

@@ -164,9 +164,11 @@ pub fn monitor_of(view: &ProcessView, line: &CommandLine) -> Result<Address, Loc
         let path = view.working_directory.join(path);
         [public_name(&path), path]
     });
-    // One that nobody is seen to listen at may be another network namespace's, or another user's.
-    let mine = |path: &PathBuf| listening_process(path).map_or_else(|| path.exists(), |pid| pid == view.pid);
-    if let Some(address) = candidates.filter(mine).find_map(|path| Address::unix(path).ok()) {
+    let heard = candidates.map(|path| (listening_process(&path), path)).collect::<Vec<_>>();
+    let mine = heard.iter().filter(|(pid, _)| *pid == Some(view.pid));
+    // One that nobody is seen to listen at may be another network namespace's, or another user's; or a left-over.
+    let perhaps = heard.iter().filter(|(pid, path)| pid.is_none() && path.exists());
+    if let Some(address) = mine.chain(perhaps).find_map(|(_, path)| Address::unix(path.clone()).ok()) {
         return Ok(address);
     }
     if let Some(address) = line.values("qmp").find_map(tcp_server) {

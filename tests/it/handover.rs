@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
-use crate::lab::{Ended, Lab, kill_for_certain, lives, settings, signal};
 use nix::sys::signal::Signal;
+use qapi_qmp as words;
+use std::os::unix::net::UnixStream;
+
+use crate::lab::{Ended, Lab, SOON, command, kill_for_certain, lives, run, settings, signal, until};
 
 /// The default grace: 2 s at least.
 const GRACE: Duration = Duration::from_secs(2);
@@ -33,6 +36,22 @@ async fn back_and_again(lab: &Lab, ended: &Ended, destination: i32, budget: Dura
     lab.prove().await;
 }
 
+/// Stops a destination, and waits until what an engine that is held has heard of it is no sign of life any more: it
+/// says nothing more, the engine has read all that it said, and since then more time has passed than such a sign lasts.
+async fn fall_silent(destination: i32, engine: i32) {
+    const SIGN_OF_LIFE_LASTS: Duration = Duration::from_millis(10);
+    signal(destination, Signal::SIGSTOP);
+    until("the destination has stopped", async || state_of(destination) == 'T').await;
+    until("the engine sleeps", async || state_of(engine) == 'S').await;
+    tokio::time::sleep(SIGN_OF_LIFE_LASTS * 2).await;
+}
+
+/// The state of a process's first thread, as `proc(5)` has it.
+fn state_of(pid: i32) -> char {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()).unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_destination_frozen_in_the_final_copy_gives_the_guest_back_within_budget_and_grace() {
     let Some(lab) = Lab::start("frozen_in_the_final_copy", 512, None).await else { return };
@@ -58,9 +77,7 @@ async fn control_lost_after_both_completed_gives_the_guest_back_within_budget_an
     let mut engine = lab.migrate_held("armed", &[]);
     let hold = engine.wait();
     let destination = lab.destination();
-    signal(destination, Signal::SIGSTOP);
-    // Until what was heard of it last is no sign of life any more.
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    fall_silent(destination, engine.child.id().try_into().unwrap()).await;
     drop(hold);
     let ended = engine.end();
     assert_eq!(settings(&lab.subject.connect().await.unwrap()).await, before, "the source is left as found");
@@ -128,9 +145,9 @@ async fn sigterm_after_both_completed_still_gives_the_guest_back() {
     let hold = engine.wait();
     let destination = lab.destination();
     // Stopped, so that its silence keeps the engine from `cont` until the signal is heard.
-    signal(destination, Signal::SIGSTOP);
-    tokio::time::sleep(Duration::from_millis(50)).await;
-    signal(engine.child.id().try_into().unwrap(), Signal::SIGTERM);
+    let engine_process = engine.child.id().try_into().unwrap();
+    fall_silent(destination, engine_process).await;
+    signal(engine_process, Signal::SIGTERM);
     drop(hold);
     let ended = engine.end();
     assert!(ended.stderr.contains("SIGTERM"), "{ended:?}");
@@ -163,4 +180,59 @@ async fn a_destination_that_dies_right_after_it_has_run_the_guest_is_no_success(
     assert_eq!((ended.code, &ended.result()["guest"]), (4, &"lost".into()), "{ended:?}");
     assert!(ended.result()["hint"].as_str().unwrap().contains("on its source's monitor"), "{ended:?}");
     assert_eq!(lab.left_behind(), [] as [std::path::PathBuf; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ctrl_c_is_heard_while_somebody_else_has_the_sources_monitor() {
+    let Some(lab) = Lab::start("while_somebody_has_the_monitor", 16, Some("10MiB/s")).await else { return };
+    let somebody = lab.somebody().await;
+    // A budget in which the source is waited for as long as this test may take.
+    let slowly = ["--max-bandwidth", "5MiB/s", "--max-downtime", "30s"];
+    let mut engine = lab.migrate_held("streaming", &slowly);
+    let hold = engine.wait();
+    let destination = lab.destination();
+    // It waits in line, and is next.
+    let next = UnixStream::connect(lab.directory.path().join("qmp")).unwrap();
+    let monitor = words::YankInstanceChardev { id: "compat_monitor0".to_owned() };
+    let cut = words::yank { instances: vec![words::YankInstance::chardev(monitor)] };
+    somebody.send_out_of_band(&cut).within(SOON).await.unwrap();
+    signal(engine.child.id().try_into().unwrap(), Signal::SIGINT);
+    drop(hold);
+    until("the engine goes back", async || {
+        let status = run(command(&["status", &lab.monitor(), "--json"]));
+        let phases = status.lines.first().and_then(|record| record["phases"].as_array().cloned());
+        phases.is_some_and(|phases| phases.last().is_some_and(|phase| phase["phase"] == "retreat"))
+    })
+    .await;
+    drop(next);
+    let ended = engine.end();
+    assert!(ended.stderr.contains("Ctrl-C"), "{ended:?}");
+    back_and_again(&lab, &ended, destination, Duration::from_secs(30)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_detached_engine_goes_on_and_leaves_nothing_when_whoever_started_it_is_killed() {
+    let Some(lab) = Lab::start("whoever_started_it_is_killed", 16, Some("10MiB/s")).await else { return };
+    let socket = lab.directory.path().join("hold-destination");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let mut starter = command(&["migrate", &lab.monitor(), "--detach"]);
+    starter.env("QMIGRATE_HOLD", format!("destination={}", socket.display()));
+    let mut starter = starter.spawn().unwrap();
+    let (hold, _) = listener.accept().unwrap();
+    starter.kill().unwrap();
+    starter.wait().unwrap();
+    drop(hold);
+    lab.never_two(lab.source(), lab.destination());
+    until("the engine has ended", async || {
+        run(command(&["status", &lab.monitor(), "--json"])).lines[0]["outcome"]["end"] == "migrated"
+    })
+    .await;
+    std::fs::remove_file(socket).unwrap();
+    let runtime = std::fs::read_dir(qmigrate::host::runtime_directory().unwrap()).unwrap();
+    let logs: Vec<_> = runtime
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "log"))
+        .collect();
+    assert_eq!(logs, [] as [std::path::PathBuf; 0]);
+    lab.prove().await;
 }

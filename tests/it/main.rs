@@ -60,6 +60,8 @@ mod versions;
 mod demo;
 /// The hand-over when something goes wrong in it.
 mod handover;
+/// A QEMU that hangs wherever it is waited for.
+mod hung;
 /// Templates: malformed ones, guests started from them, and the same one back after every move.
 mod template;
 /// What a killed engine leaves is brought to its end by `recover`.

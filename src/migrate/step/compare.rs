@@ -5,18 +5,14 @@ use crate::check::{Blocker, differences};
 use crate::qemu::hardware::{Difference, Hardware};
 use crate::qmp::{CallError, Client};
 
-/// All in which the destination differs from a source with this hardware.
-pub async fn compare(
-    here: &Hardware,
-    source: &Client,
-    destination: &Client,
-) -> Result<Vec<Blocker>, CallError> {
-    let there = Hardware::ask(destination).await?;
+/// All in which the destination differs from the source. Both are asked at the same time, and as they are now.
+pub async fn compare(source: &Client, destination: &Client) -> Result<Vec<Blocker>, CallError> {
+    let (here, there) = tokio::try_join!(Hardware::ask(source), Hardware::ask(destination))?;
     let mut found = here.differences(&there);
     for difference in &mut found {
         if let Difference::Features { names, .. } = difference {
-            let (has, needs) =
-                tokio::try_join!(there.named_features(destination), here.named_features(source))?;
+            let (needs, has) =
+                tokio::try_join!(here.named_features(source), there.named_features(destination))?;
             *names = needs.difference(&has).cloned().collect();
         }
     }
