@@ -10,7 +10,8 @@ use crate::record::LimitsBy;
 const RECONNECT_WITHIN: Duration = Duration::from_secs(1);
 /// Whoever stands in line waits: a new place would be the last one.
 const GREETING_WITHIN: Duration = Duration::from_secs(60);
-/// How soon a monitor is tried again that nobody serves: each time after twice as long, up to the second.
+/// How soon a monitor is tried again that nobody serves: first after the one, then after twice as
+/// long each time, up to the other.
 const RETRY: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(80)];
 /// A process that closes its monitor as it ends is gone within this.
 pub(in crate::migrate) const LAST_BREATH: Duration = Duration::from_millis(200);

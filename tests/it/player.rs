@@ -187,6 +187,7 @@ impl<'a> Play<'a> {
         player.log.clear();
         (player.cut, player.luck, player.late_answers) = (self.cut, self.luck, self.late_answers);
         player.last = Some(Instant::now());
+        let start = Instant::now();
         let ended = {
             let mut history = history();
             let limits_by = match self.conversation.course.name {
@@ -205,6 +206,7 @@ impl<'a> Play<'a> {
         if ended.is_err() {
             player.came_to_no_end();
         }
+        let lasted = start.elapsed();
         player.drain().await;
         player.look_at(Source);
         player.look_at(Destination);
@@ -214,7 +216,7 @@ impl<'a> Play<'a> {
         }
         let conclusion = ended.ok().map(|(conclusion, ..)| conclusion);
         let written = book.phases();
-        Played { conclusion, world, faults, sent, written, log, is_uncut: cut.is_some(), is_killed }
+        Played { conclusion, lasted, world, faults, sent, written, log, is_uncut: cut.is_some(), is_killed }
     }
 }
 
@@ -288,6 +290,8 @@ fn history() -> History {
 pub(crate) struct Played {
     /// None for a driver that came to no end.
     pub(crate) conclusion: Option<Conclusion>,
+    /// By the stopped clock.
+    pub(crate) lasted: Duration,
     pub(crate) world: World,
     /// What must never be.
     pub(crate) faults: Vec<String>,

@@ -301,6 +301,7 @@ fn a_source_that_cannot_be_reached_for_longer_is_given_up_and_not_run_over() {
     let conversation = recorded("10.0.2-precopy-completed");
     let played = cut(&conversation, 8, Source, Kind::Unreachable);
     is_safe(&played, "cut while memory is sent");
+    assert!(played.lasted < A_WHILE * 2, "a retreat is tried for longer: {:?}", played.lasted);
     let conclusion = played.conclusion.unwrap();
     assert_eq!(conclusion.phase, Phase::Undecided(MayRun::Source), "{}", played.log.join("\n"));
     assert!(conclusion.reason.unwrap().contains("the connection to the source's monitor was lost"));

@@ -2,12 +2,15 @@
 //!
 //! | which | in | given up |
 //! |---|---|---|
-//! | the source's | the stream, the switchover, a retreat from there | once the guest may have stood still for as long as it may: undecided, and the destination is ended, so that the source fails and runs it |
+//! | the source's | the stream, the switchover, a retreat from there | once the guest may have stood still for too long |
 //! | the source's | both completed | never: it is not needed |
 //! | the source's | a retreat from there, in which it needs `cont` | with the retreat |
 //! | the destination's | before `cont` | at once: it gets no `cont` as long as there is a way back |
 //! | the destination's | after `cont`, or without a way back | with the hand-over: it is the guest's only chance |
-//! | either | postcopy | after as long as a blackout may last, undecided |
+//! | either | postcopy | after as long as a blackout may last |
+//!
+//! Given up is undecided. A guest that is the source's then still runs there: the destination is ended, whereupon the
+//! source fails.
 
 use super::{Answer, Driver, LAST_CALL, now};
 use crate::migrate::phase::{Input, Phase, Retreat, SourceEnd};
@@ -26,7 +29,9 @@ impl Driver<'_> {
         let now = now();
         let latest = now + self.limits.longest_blackout();
         let over = self.watchdog.blackout_over_at().unwrap_or(latest);
-        self.reach_by.get_or_insert(over.min(latest).max(now + LAST_CALL));
+        let reach_by = over.min(latest).max(now + LAST_CALL);
+        let both_are_lost = self.is_lost(Leg::Source) && self.is_lost(Leg::Destination);
+        self.reach_by = self.reach_by.filter(|_| both_are_lost).or(Some(reach_by));
         tokio::spawn(async move {
             let connect = async {
                 if leg == Leg::Destination {
