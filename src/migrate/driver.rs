@@ -246,10 +246,11 @@ impl<'a> Driver<'a> {
         let wake_at = TokioInstant::from_std(self.wake_at());
         tokio::select! {
             biased;
+            // A cancel that was given before both had completed counts, though it is taken in after that.
+            order = self.orders.next() => self.order(order).await,
             word = self.source.next() => self.word(Leg::Source, word).await,
             word = self.destination.next() => self.word(Leg::Destination, word).await,
             Some(answer) = self.answered.recv() => self.answer(answer).await,
-            order = self.orders.next() => self.order(order).await,
             () = sleep_until(wake_at) => self.times(now()).await,
         }
     }
