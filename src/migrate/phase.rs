@@ -38,7 +38,7 @@
 //! | Streaming standing | S STOP | Streaming running | ask S |
 //! | Streaming standing | S runs | Streaming running | |
 //! | Streaming running | consent | Streaming held | |
-//! | Streaming held | S RESUME, S is running | Streaming running | |
+//! | Streaming held | S RESUME | Streaming running | |
 //! | Streaming held | S has run, S is colo, S is restore-vm, S is save-vm | Streaming standing | |
 //! | Streaming held | S is preconfig, S is in an unknown state | Streaming standing | |
 //! | Streaming | S switching, S is finish-migrate, D completed | Sending | |

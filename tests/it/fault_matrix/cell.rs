@@ -11,12 +11,12 @@ use qmigrate::lab::subject::Board;
 use qmigrate::qmp::words::{MigrationInfo, MigrationStatus};
 use qmigrate::record::MigrationId;
 
-use super::fault::{Scene, When};
+use super::fault::{Scene, Undo, When};
 use super::judge::Judge;
 use super::state::{Kind, StateDirectory};
 use super::table::{Before, End, Fault, Moment};
 use crate::audit::Audit;
-use crate::lab::{Ended, Held, Lab, SOON, lives, run, settings, signal, until};
+use crate::lab::{Ended, Held, Lab, SOON, run, settings, signal, until};
 
 /// An engine tries for 30 s what may still come right, and needs a few more to clear up.
 const ENGINE_WITHIN: Duration = Duration::from_secs(90);
@@ -109,11 +109,8 @@ impl Cell {
         };
         self.reach(&scene).await;
         let (undo, when) = scene.strike(self.fault).await;
-        if self.moment == Moment::Switchover
-            && self.fault != Fault::DestinationStopped
-            && lives(scene.destination)
-        {
-            signal(scene.destination, Signal::SIGCONT);
+        if self.moment == Moment::Switchover && self.fault != Fault::DestinationStopped {
+            Undo::Continue(scene.destination).perform();
         }
         drop(hold);
         let ended = match when {
