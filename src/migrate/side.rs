@@ -67,9 +67,17 @@ impl Side {
         }
         let deadlines = Deadlines { connect: RECONNECT_WITHIN };
         match Client::connect(&self.address, self.leg, deadlines).await {
-            Ok(client) => self.meet(client),
+            Ok(client) if self.peer().is(&client) => self.meet(client),
+            Ok(_) => {
+                tracing::warn!(leg = %self.leg, address = %self.address, "another process answers there");
+            }
             Err(error) => tracing::debug!(leg = %self.leg, %error, "not reconnected"),
         }
+    }
+
+    /// Who must be behind a new connection.
+    pub(super) fn peer(&self) -> Peer {
+        Peer { pids: [self.client.peer_pid(), Some(self.process.pid())] }
     }
 
     /// Goes on by a new connection.
@@ -80,16 +88,30 @@ impl Side {
     }
 }
 
+/// Who is behind a connection: the process itself, or whoever forwards to it. Over TCP that cannot be told.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Peer {
+    pids: [Option<i32>; 2],
+}
+
+impl Peer {
+    /// Whether it is behind this one; the name of a socket can come to be somebody else's.
+    pub(super) fn is(self, client: &Client) -> bool {
+        client.peer_pid().is_none_or(|pid| self.pids.contains(&Some(pid)))
+    }
+}
+
 /// Connects anew, however long it takes: until the main loop of a source in the blackout is free, or somebody else's
 /// client has gone.
-pub(super) async fn connect_anew(address: &Address, leg: Leg) -> Client {
+pub(super) async fn connect_anew(address: &Address, leg: Leg, peer: Peer) -> Client {
     let mut pause = RETRY[0];
     loop {
         // At first too: what was read of the old connection has its effect before it is asked for on the new one.
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(RETRY[1]);
         match Client::connect(address, leg, Deadlines { connect: GREETING_WITHIN }).await {
-            Ok(client) => return client,
+            Ok(client) if peer.is(&client) => return client,
+            Ok(_) => tracing::warn!(%leg, %address, "another process answers there"),
             Err(error) => tracing::debug!(%leg, %error, "not reconnected"),
         }
     }

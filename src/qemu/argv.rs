@@ -9,8 +9,8 @@
 //! (`binfmt_misc`). One that waits for its child (`sudo`, `timeout`, `strace`) has QEMU's words on its own command line too,
 //! and is no QEMU; only the program that a process runs tells it apart.
 //!
-//! Nothing is lost: [`CommandLine::render`] gives the very words back. An option's value is changed by
-//! [`CommandOption::properties`], in whichever form it is written, and what is not changed keeps every byte.
+//! Nothing is lost: `CommandLine::render` gives the very words back. An option's value is changed by
+//! `CommandOption::properties`, in whichever form it is written, and what is not changed keeps every byte.
 
 use std::ffi::OsString;
 use std::path::Path;

@@ -7,8 +7,8 @@
 //!
 //! | what | from | compared as |
 //! |---|---|---|
-//! | devices | `info qtree` ([`Device`]) | place on the bus, kind, and of the user's the properties that both tell |
-//! | memory | `info ramblock` ([`Blocks`]) | name and size of each block, as QEMU's own stream does |
+//! | devices | `info qtree` | place on the bus, kind, and of the user's the properties that both tell |
+//! | memory | `info ramblock` | name and size of each block, as QEMU's own stream does |
 //! | processors | `query-cpus-fast`, and of the first `type` and `feature-words` | number, topology, model, feature bits |
 //! | the rest | `query-uuid`, `query-kvm`, the machine's type | value |
 //!

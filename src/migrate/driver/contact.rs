@@ -22,7 +22,8 @@ impl Driver<'_> {
     pub(super) fn deaf(&mut self, leg: Leg) {
         let side = self.side(leg);
         side.contact = Contact::Lost;
-        let (address, answers) = (side.address.clone(), self.answers.clone());
+        let (address, peer) = (side.address.clone(), side.peer());
+        let answers = self.answers.clone();
         if leg == Leg::Source {
             self.watchdog.lost_sight();
         }
@@ -38,7 +39,7 @@ impl Driver<'_> {
                     tokio::time::sleep(LAST_BREATH).await;
                     let _ = answers.send(Answer::Unheard);
                 }
-                connect_anew(&address, leg).await
+                connect_anew(&address, leg, peer).await
             };
             let client = tokio::select! {
                 client = connect => client,

@@ -1,4 +1,4 @@
-//! Sets both sides up as they [agree](super::agree), and the source back as it was.
+//! Sets both sides up as they [agree](crate::migrate::step::agree), and the source back as it was.
 //!
 //! The destination comes first: as long as it can still refuse, nothing of the source has been changed.
 
