@@ -118,7 +118,7 @@ async fn reach(leg: Leg, address: &Address, process: ProcessHandle, limits_by: L
         Client::connect(address, leg, Deadlines { connect: GREETING_WITHIN }).await.ok()
     };
     let is_it = |client: &Client| client.peer_pid().is_none_or(|peer| peer == process.pid());
-    let client = connected.filter(is_it).unwrap_or_else(|| Client::unconnected(leg));
+    let client = connected.filter(is_it).unwrap_or_else(|| Client::unconnected(leg, process.pid()));
     let events = client.events();
     Side { leg, address: address.clone(), client, events, process, limits_by, contact: Contact::Heard }
 }

@@ -77,7 +77,7 @@ impl Side {
 
     /// Who must be behind a new connection.
     pub(super) fn peer(&self) -> Peer {
-        Peer { pids: [self.client.peer_pid(), Some(self.process.pid())] }
+        Peer { pid: self.client.peer_pid() }
     }
 
     /// Goes on by a new connection.
@@ -88,16 +88,16 @@ impl Side {
     }
 }
 
-/// Who is behind a connection: the process itself, or whoever forwards to it. Over TCP that cannot be told.
+/// Who was behind a connection: the process itself, or whoever forwards to it. Over TCP that cannot be told.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Peer {
-    pids: [Option<i32>; 2],
+    pid: Option<i32>,
 }
 
 impl Peer {
     /// Whether it is behind this one; the name of a socket can come to be somebody else's.
     pub(super) fn is(self, client: &Client) -> bool {
-        client.peer_pid().is_none_or(|pid| self.pids.contains(&Some(pid)))
+        self.pid.is_none_or(|pid| client.peer_pid() == Some(pid))
     }
 }
 

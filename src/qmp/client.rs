@@ -103,13 +103,14 @@ impl Client {
         connect::over(stream, leg, deadlines, tap).await
     }
 
-    /// A client of a QEMU that cannot be reached: its connection has ended, and every command fails at once.
-    pub fn unconnected(leg: Leg) -> Self {
+    /// A client of the QEMU in this process, which cannot be reached: its connection has ended, and every command fails
+    /// at once.
+    pub fn unconnected(leg: Leg, pid: i32) -> Self {
         let shared = Arc::new(Shared::new(leg));
         shared.close(&Closed::LetGo);
         let version = VersionInfo { major: 0, minor: 0, micro: 0, package: String::new() };
         let greeting = Greeting { version, capabilities: Vec::new() };
-        Self { handle: Arc::new(Handle { shared, greeting, out_of_band: false, peer_pid: None }) }
+        Self { handle: Arc::new(Handle { shared, greeting, out_of_band: false, peer_pid: Some(pid) }) }
     }
 
     /// Puts a command on the wire, or behind those that wait; the order of calls is the order on the wire.
