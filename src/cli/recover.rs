@@ -55,9 +55,14 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
                 2
             }
         };
-        worst = worst.max(code);
+        worst = [worst, code].into_iter().max_by_key(|&code| gravity(code)).unwrap_or(code);
     }
     Ok(ExitCode::from(worst))
+}
+
+/// How much an exit code asks for: of several migrations the gravest is told.
+fn gravity(code: u8) -> usize {
+    [0, 1, 2, 5, 3, 4].iter().position(|&known| known == code).unwrap_or(usize::MAX)
 }
 
 async fn one(journal: Journal, story: Story, output: &OutputArguments) -> anyhow::Result<u8> {

@@ -134,6 +134,8 @@ pub struct Driver<'a> {
     /// Whether `migrate` was sent, and its connection ended before it was answered: it may never have been read.
     is_start_unknown: bool,
     cancels: Cancels,
+    /// How often `cont` was sent to the destination, or may have been.
+    conts: u32,
     /// Whether the guest has just panicked on its source: the `STOP` that follows is for that.
     has_panicked: bool,
 }
@@ -181,6 +183,7 @@ impl<'a> Driver<'a> {
             source_changes: 0,
             is_start_unknown: false,
             cancels: Cancels::default(),
+            conts: 0,
             has_panicked: false,
         }
     }
@@ -207,6 +210,7 @@ impl<'a> Driver<'a> {
         // `migrate` may not have been sent, or not been read.
         self.is_start_unknown = true;
         let phase = self.phase;
+        self.conts = u32::from(matches!(phase, Phase::Committed { .. }));
         self.enter(phase).await;
         if let Some(input) = phase.pending().and_then(|action| self.perform(action)) {
             self.take(input).await;

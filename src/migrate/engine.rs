@@ -206,7 +206,7 @@ async fn prepare_both(
     let prepared = tokio::select! {
         biased;
         prepared = prepare_destination(plan, source, held, history) => prepared,
-        reason = orders.cancelled() => Err(untouched(cancelled(&reason))),
+        reason = orders.cancelled() => Err(untouched(held.blame(cancelled(&reason)))),
     };
     // From here on a cancel waits until the source is set up, a matter of milliseconds: it is not left half set.
     let Prepared { uri, found, agreement } = prepared?;
@@ -239,7 +239,9 @@ async fn prepare_destination(
     held: &Held,
     history: &mut History,
 ) -> Result<Prepared, Unready> {
-    let refused = |blockers| Unready { originals: None, blockers };
+    // A destination of the user's has been told to `stop`: without `cont` it would not run a guest that comes.
+    let blamed = |blockers: Vec<Blocker>| blockers.into_iter().map(|blocker| held.blame(blocker)).collect();
+    let refused = |blockers| Unready { originals: None, blockers: blamed(blockers) };
     let differences = step::compare::compare(&source.client, &held.client).await;
     let differences = differences.map_err(|error| refused(vec![error.into()]))?;
     if plan.risks == Risks::Refuse && !differences.is_empty() {
@@ -255,7 +257,7 @@ async fn prepare_destination(
         let (uri, agreement) = prepared?;
         Ok(Prepared { uri, found, agreement })
     };
-    listen.await.map_err(|error: PrepareError| refused(vec![held.blame(error.into())]))
+    listen.await.map_err(|error: PrepareError| refused(vec![error.into()]))
 }
 
 /// What the guest does now. It may have changed while the destination was starting; what was heard of that is old

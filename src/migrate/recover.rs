@@ -23,7 +23,7 @@ use super::ending::{Ending, restore};
 use super::engine::{Services, end};
 use super::journal::{Destination, Source, Story};
 use super::outcome;
-use super::phase::Phase;
+use super::phase::{Phase, Rest};
 use super::plan::Limits;
 use super::side::{Contact, Side};
 use super::step::destination::{START_ANEW, StartedBy, end as end_process};
@@ -32,6 +32,7 @@ use crate::host::{Credentials, PrivateDirectory, ProcessHandle, ProcessView, pro
 use crate::qemu::argv::CommandLine;
 use crate::qemu::rewrite::private_directory_name;
 use crate::qemu::twin;
+use crate::qmp::words::RunState;
 use crate::qmp::{Address, Client, Deadlines, Leg};
 use crate::record::{Entry, LimitsBy, MayRun, Outcome};
 
@@ -69,8 +70,11 @@ async fn mend(story: Story, source: &Source, services: &mut Services<'_>) -> Out
     let driver = Driver::new((from, to), phase, limits, history, orders, *journal);
     let (mut conclusion, from, to) = driver.resume().await;
     if conclusion.phase == Phase::Undecided(MayRun::Destination) && to.process.has_ended() {
-        // It may have run there, and nobody will ever know more.
-        conclusion.phase = Phase::Lost;
+        // It may have run there, and nobody will ever know more; unless somebody has run it on its source since.
+        conclusion.phase = match state(&from.client).await {
+            Ok(RunState::Running) => Phase::Back(Rest::Running),
+            _ => Phase::Lost,
+        };
     }
     let owner = Credentials::from(&source.owner);
     let ending = Ending {
@@ -159,8 +163,13 @@ fn started_for(story: &Story, owner: &Credentials) -> Vec<ProcessHandle> {
 }
 
 fn own_directory(story: &Story, owner: &Credentials) -> PrivateDirectory {
-    let runtime = runtime_directory().unwrap_or_default();
-    PrivateDirectory::of_another_engine(runtime.join(story.begun.id.as_str()), owner.clone())
+    let id = story.begun.id.as_str();
+    let written_down = Some(story.begun.directory.clone());
+    // Its engine may have had another runtime directory than this one has.
+    let own =
+        written_down.filter(|path| path.file_name().is_some_and(|name| name == id) && !path.is_symlink());
+    let path = own.unwrap_or_else(|| runtime_directory().unwrap_or_default().join(id));
+    PrivateDirectory::of_another_engine(path, owner.clone())
 }
 
 /// The directories beside the user's own files, of those written down that are called as this migration's are.

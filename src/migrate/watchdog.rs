@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 /// which takes minutes.
 const DEAD_LINK: Duration = Duration::from_secs(3);
 
+/// A source that runs its guest answers within a few milliseconds.
+const SILENCE: Duration = Duration::from_secs(1);
+
 /// Watches the times of one migration.
 #[derive(Debug, Clone)]
 pub struct Watchdog {
@@ -75,9 +78,12 @@ impl Watchdog {
         }
     }
 
-    /// Whether nothing has been sent for as long as a dead link would send nothing.
+    /// Whether nothing has been sent for as long as a dead link would send nothing. In a blackout the figures are old, and
+    /// its bound counts: up to 7.2 no status tells that it has begun, but the monitor is silent.
     pub fn link_is_dead(&self, now: Instant) -> bool {
-        self.moved.is_some_and(|(_, since)| now.duration_since(since) > DEAD_LINK)
+        let is_silent = self.asked_at.is_some_and(|asked| now.duration_since(asked) > SILENCE);
+        let may_be_blackout = self.stopped_at.is_some() || is_silent;
+        !may_be_blackout && self.moved.is_some_and(|(_, since)| now.duration_since(since) > DEAD_LINK)
     }
 }
 

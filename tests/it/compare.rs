@@ -1,7 +1,9 @@
 //! Destinations that differ from their source: each difference is named with both values before anything is sent, where
 //! QEMU would find it when the source has stopped, or never.
 
-use crate::small_qemu::{Source, migrate};
+use serde_json::json;
+
+use crate::small_qemu::{Source, migrate, wait_for};
 use crate::support::qemu_version;
 
 /// What the source has more than the destination, what the destination has, and what must be said of it.
@@ -121,6 +123,32 @@ fn each_difference_is_named_on_11_1() {
 #[test]
 fn each_difference_is_named_on_7_2() {
     each_difference_is_named("7.2", &["--non-live"]);
+}
+
+/// What the firmware and the guest have set since their start is no difference: bridges count their buses.
+#[test]
+fn two_that_are_alike_do_not_differ_however_long_one_has_run() {
+    const TEST: &str = "two_that_are_alike_do_not_differ_however_long_one_has_run";
+    let line = [
+        "-machine",
+        "q35",
+        "-device",
+        "pcie-root-port,id=root,chassis=1",
+        "-device",
+        "virtio-net-pci,bus=root",
+    ];
+    for version in ["10.0", "11.1"] {
+        let Some(qemu) = qemu_version(TEST, version) else { continue };
+        let source = Source::start(&qemu, &line);
+        let mut monitor = source.monitor();
+        let question = json!({ "command-line": "info qtree" });
+        wait_for("the firmware", || {
+            let tree = monitor.execute("human-monitor-command", &question);
+            tree.as_str().unwrap().contains("busnr = 1 ").then_some(())
+        });
+        drop(monitor);
+        source.moves();
+    }
 }
 
 #[test]

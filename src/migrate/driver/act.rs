@@ -30,9 +30,12 @@ impl Driver<'_> {
                     Answer::Continued(Leg::Source, answer.map(drop))
                 });
             }
-            Action::ContinueDestination => self.send(Leg::Destination, &words::cont {}, |answer| {
-                Answer::Continued(Leg::Destination, answer.map(drop))
-            }),
+            Action::ContinueDestination => {
+                self.conts += 1;
+                self.send(Leg::Destination, &words::cont {}, |answer| {
+                    Answer::Continued(Leg::Destination, answer.map(drop))
+                });
+            }
             Action::ProveDestination => {
                 if self.destination.process.has_ended() {
                     return Some(Input::Destination(Seen::Gone));

@@ -25,7 +25,10 @@ impl Driver<'_> {
                 tracing::debug!(%leg, %error, "cont was refused");
                 if leg == Leg::Destination {
                     self.explain(&error.to_string());
-                    self.take(Input::Destination(Seen::ContinueRefused)).await;
+                    // Of a second one it says nothing that it was refused: the guest may have run since the first.
+                    let is_first = self.conts < 2;
+                    let refused = Input::Destination(Seen::ContinueRefused);
+                    self.take(if is_first { refused } else { Input::GiveUp }).await;
                 }
             }
             Answer::Unheard => self.unheard().await,
