@@ -33,13 +33,14 @@ pub fn blockers(source: &Inventory, intent: Intent) -> Vec<Blocker> {
     found
 }
 
-/// COLO keeps a second guest in step, which runs on the destination in spite of `-S` as soon as its state has come; on
-/// 5.2 and 7.2 the source then fails and runs too (run, with `x-colo` on the source alone).
+/// COLO keeps a second guest in step. With `x-colo` on the source alone that guest runs on the destination in spite of
+/// `-S`, and the source fails and runs too (run on 5.2 and 7.2); or the guest stands still on the source for good, and
+/// `migrate_cancel` does not free it (run on 11.1).
 fn second_guest(source: &Inventory) -> Option<Blocker> {
     source.dialect.is_on("x-colo").then(|| {
         Blocker::new(
             "colo",
-            "the capability x-colo is on: this guest would be run a second time, and not be moved",
+            "the capability x-colo is on: this guest would be kept twice, and not be moved",
             "switch it off on the source's monitor: migrate-set-capabilities, x-colo, false",
         )
     })

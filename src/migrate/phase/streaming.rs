@@ -42,8 +42,7 @@ pub(super) fn streaming(guest: Guest, input: &Input) -> (Phase, Option<Action>) 
         Input::Destination(Seen::Status(status)) if has_given_up(status) => {
             (Phase::Retreating(guest, Retreat::Stopping), Some(Action::CancelSource))
         }
-        // COLO: somebody has set it up to keep a second guest in step, which runs there in spite of `-S` (run on 5.2 to
-        // 11.1).
+        // COLO: somebody has set it up, since it was looked at, to keep a second guest in step.
         Input::Destination(Seen::Gone)
         | Input::Source(Seen::Status(MigrationStatus::Colo))
         | Input::Retreat => (Phase::Retreating(guest, Retreat::Stopping), Some(Action::CancelSource)),
