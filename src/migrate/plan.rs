@@ -121,6 +121,16 @@ pub enum SourceAfter {
     Keep,
 }
 
+/// Who started a destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StartedBy {
+    /// The engine, which also ends it.
+    Engine,
+    /// The user.
+    User,
+}
+
 /// What to do with a migration that the guest may not survive: live under TCG before QEMU 9.0, which loses its writes, or
 /// to other hardware.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -21,7 +21,7 @@
 
 use serde_json::{Map, Value};
 
-use super::destination::StartedBy;
+use crate::migrate::plan::StartedBy;
 
 /// Capabilities with their states, as a QEMU lists them.
 pub type Capabilities = Vec<(String, bool)>;

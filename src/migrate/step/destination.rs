@@ -3,14 +3,13 @@
 use std::path::PathBuf;
 
 use qapi_qmp as words;
-use serde::{Deserialize, Serialize};
 
 use super::prepare;
 use super::survey::{GREETING_WITHIN, Source};
 use crate::check::Blocker;
 use crate::host::{PrivateDirectory, ProcessHandle, ProcessView};
 use crate::migrate::journal::{self, Journal, Running, Step};
-use crate::migrate::plan::{Destination, Incoming, Plan};
+use crate::migrate::plan::{Destination, Incoming, Plan, StartedBy};
 use crate::qemu::dialect::Wish;
 use crate::qemu::rewrite::{Rename, Rewritten, Setting, rewrite};
 use crate::qemu::{ANSWER_WITHIN, Inventory, QemuName, locate, twin};
@@ -52,16 +51,6 @@ pub struct Held {
     pub log: Option<PathBuf>,
     /// Who started it.
     pub started_by: StartedBy,
-}
-
-/// Who started a destination.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum StartedBy {
-    /// The engine, which also ends it.
-    Engine,
-    /// The user.
-    User,
 }
 
 /// The command line that the destination of this plan would have.

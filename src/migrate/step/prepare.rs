@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::agree::{self, Agreement, Capabilities};
-use super::destination::StartedBy;
 use super::limits::{self, QemuLimits};
 use crate::check::{Blocker, chain};
+use crate::migrate::plan::StartedBy;
 use crate::qemu::ANSWER_WITHIN;
 use crate::qemu::dialect::Dialect;
 use crate::qemu::rewrite::own_global;
