@@ -9,7 +9,6 @@ use qmigrate::host::runtime_directory;
 use qmigrate::migrate::engine::{self, Services};
 use qmigrate::migrate::phase::AtDestination;
 use qmigrate::migrate::plan::{Destination, Incoming, Limits, MadeFrom, Mode, Plan, Risks, SourceAfter};
-use qmigrate::migrate::step::destination;
 use qmigrate::migrate::step::survey::survey;
 use qmigrate::qemu::QemuName;
 use qmigrate::qemu::dialect::{Wish, probe};
@@ -161,22 +160,17 @@ async fn dry_run(plan: &Plan) -> ExitCode {
             return ExitCode::from(End::Refused.exit_code());
         }
     };
-    match destination::command_line(plan, &source) {
-        Ok(Some(rewritten)) => {
-            for warning in &rewritten.warnings {
-                say!("warning: {}", warning.message);
-            }
-            let words = without_secrets(&rewritten.line).render();
-            let words = words.iter().map(|word| word.to_string_lossy());
-            data!("{}", shell_words::join(words));
-            ExitCode::SUCCESS
-        }
-        Ok(None) => {
-            say!("nothing stands in the way; the destination is there already");
-            ExitCode::SUCCESS
-        }
-        Err(blocker) => refuse(&blocker, blocker.hint.as_deref()),
+    let Some(rewritten) = &source.rewritten else {
+        say!("nothing stands in the way; the destination is there already");
+        return ExitCode::SUCCESS;
+    };
+    for warning in &rewritten.warnings {
+        say!("warning: {}", warning.message);
     }
+    let words = without_secrets(&rewritten.line).render();
+    let words = words.iter().map(|word| word.to_string_lossy());
+    data!("{}", shell_words::join(words));
+    ExitCode::SUCCESS
 }
 
 /// Where the destination listens: where a source on this machine can be told to send to.

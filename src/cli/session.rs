@@ -167,7 +167,7 @@ impl Session {
             server.finish().await;
         }
         // The last of all: what an engine leaves that is killed before this, `recover` finds.
-        if outcome.end != End::Undecided
+        if !outcome.open
             && let Err(error) = self.journal.close()
         {
             say!("warning: {:#}", anyhow::Error::from(error));

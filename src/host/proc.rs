@@ -64,20 +64,26 @@ pub struct ProcessView {
 impl ProcessView {
     /// Reads all of it.
     pub fn read(pid: i32) -> Result<Self, ProcError> {
-        let link = |name: &'static str| {
-            std::fs::read_link(format!("/proc/{pid}/{name}")).map_err(|error| proc_error(pid, name, error))
-        };
-        let executable = link("exe")?.into_os_string().into_vec();
-        let executable = executable.strip_suffix(b" (deleted)").map_or(executable.clone(), <[u8]>::to_vec);
         Ok(Self {
             pid,
             arguments: command_line(pid)?,
             environment: split_at_nul(&read(pid, "environ")?).into_iter().filter_map(key_and_value).collect(),
-            executable: PathBuf::from(OsString::from_vec(executable)),
-            working_directory: link("cwd")?,
+            executable: executable(pid)?,
+            working_directory: link(pid, "cwd")?,
             credentials: credentials(pid)?,
         })
     }
+}
+
+/// The file that a process runs; a trailing ` (deleted)` is taken off.
+pub fn executable(pid: i32) -> Result<PathBuf, ProcError> {
+    let name = link(pid, "exe")?.into_os_string().into_vec();
+    let name = name.strip_suffix(b" (deleted)").map_or(name.clone(), <[u8]>::to_vec);
+    Ok(PathBuf::from(OsString::from_vec(name)))
+}
+
+fn link(pid: i32, name: &'static str) -> Result<PathBuf, ProcError> {
+    std::fs::read_link(format!("/proc/{pid}/{name}")).map_err(|error| proc_error(pid, name, error))
 }
 
 /// The arguments of a process; empty for a kernel thread and for one that has ended.
@@ -139,7 +145,7 @@ fn read(pid: i32, what: &'static str) -> Result<Vec<u8>, ProcError> {
     std::fs::read(format!("/proc/{pid}/{what}")).map_err(|error| proc_error(pid, what, error))
 }
 
-fn proc_error(pid: i32, what: &'static str, source: io::Error) -> ProcError {
+pub(super) fn proc_error(pid: i32, what: &'static str, source: io::Error) -> ProcError {
     match source.kind() {
         io::ErrorKind::NotFound => ProcError::Gone(pid),
         io::ErrorKind::PermissionDenied => ProcError::Denied(pid, what),

@@ -12,7 +12,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 
-use super::proc::{ProcError, boot_id, start_time};
+use super::proc::{ProcError, boot_id, proc_error, start_time};
 
 /// What names one process for good: its number is used again, the rest is not.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,11 +31,8 @@ impl ProcessIdentity {
     /// The identity of the process that has this number now.
     pub fn of(pid: i32) -> Result<Self, ProcError> {
         let start_time_ticks = start_time(pid)?;
-        let metadata = std::fs::metadata(format!("/proc/{pid}")).map_err(|source| ProcError::Io {
-            pid,
-            what: "owner",
-            source,
-        })?;
+        let metadata =
+            std::fs::metadata(format!("/proc/{pid}")).map_err(|error| proc_error(pid, "owner", error))?;
         Ok(Self { pid, start_time_ticks, boot: boot_id()?, user: metadata.uid() })
     }
 }
@@ -52,14 +49,18 @@ impl ProcessHandle {
     /// Takes hold of a process by its number.
     ///
     /// Must be called within a tokio runtime.
-    pub fn open(pid: i32) -> io::Result<Self> {
-        let number = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
+    pub fn open(pid: i32) -> Result<Self, ProcError> {
+        let failed = |source| ProcError::Io { pid, what: "descriptor", source };
+        let number = Pid::from_raw(pid).ok_or(ProcError::Gone(pid))?;
         // First the hold, then the name: what is read after the hold belongs to the process held, or it has ended.
-        let pidfd = pidfd_open(number, PidfdFlags::NONBLOCK)?;
-        let identity = ProcessIdentity::of(pid).map_err(io::Error::other)?;
+        let pidfd = pidfd_open(number, PidfdFlags::NONBLOCK).map_err(|error| match error {
+            rustix::io::Errno::SRCH => ProcError::Gone(pid),
+            error => failed(error.into()),
+        })?;
+        let identity = ProcessIdentity::of(pid)?;
         // SAFETY: an `OwnedFd` is the same open descriptor until it is dropped, and here it is dropped with the
         // `AsyncFd` that owns it.
-        let pidfd = unsafe { AsyncFd::register(pidfd) }.map_err(io::Error::from)?;
+        let pidfd = unsafe { AsyncFd::register(pidfd) }.map_err(|error| failed(error.into()))?;
         Ok(Self { identity, pidfd: Some(pidfd) })
     }
 

@@ -160,7 +160,7 @@ impl Subject {
         })
         .map_err(failed)?;
         let pid = i32::try_from(child.id()).map_err(|error| failed(io::Error::other(error)))?;
-        let process = ProcessHandle::open(pid).map_err(failed)?;
+        let process = ProcessHandle::open(pid).map_err(|error| failed(io::Error::other(error)))?;
         std::thread::spawn(move || child.wait());
         let subject = Self {
             workload,

@@ -12,13 +12,13 @@ use super::plan::{SourceAfter, StartedBy};
 use super::side::{Contact, Side};
 use super::step::destination;
 use super::step::finish::{self, QuitError};
-use super::step::prepare::{self, Originals};
+use super::step::prepare::{self, Originals, PrepareError};
 use crate::host::{Credentials, PrivateDirectory};
 use crate::qemu::rewrite::Rename;
 use crate::qemu::twin;
-use crate::qmp::Client;
 use crate::qmp::words::RunState;
-use crate::record::{LimitsBy, MayRun, Moved, Observed, Outcome};
+use crate::qmp::{CallError, Leg};
+use crate::record::{MayRun, MigrationId, Moved, Observed, Outcome};
 
 /// What became of a guest that arrived and did not stay.
 const DIED_THERE: &str = "it ran on the destination, and then the destination's process ended";
@@ -39,15 +39,43 @@ impl From<Outcome> for Arrival {
     }
 }
 
-/// Sets a QEMU's settings back; what does not work is told.
-pub(super) async fn restore(client: &Client, by: LimitsBy, originals: &Originals, history: &mut History) {
-    if let Err(error) = prepare::restore(client, by, originals).await {
-        history.warn(
-            "not-restored",
-            format!("the {}'s migration settings could not be set back: {error}", client.leg()),
-            None,
-        );
+/// Whether a QEMU is set as it was found, or as far as it lets itself be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub(super) enum Restored {
+    /// It is, or it has refused, or it has ended.
+    Done,
+    /// It lives and cannot be spoken to: `recover` can try again.
+    Open(Leg),
+}
+
+impl Restored {
+    /// Tells what is open in an outcome.
+    pub(super) fn told(self, outcome: Outcome, id: &MigrationId) -> Outcome {
+        match self {
+            Self::Done => outcome,
+            Self::Open(leg) => outcome::unrestored(outcome, leg, id),
+        }
     }
+}
+
+/// Sets a QEMU's settings back; what does not work is told.
+pub(super) async fn restore(side: &mut Side, originals: &Originals, history: &mut History) -> Restored {
+    side.heal().await;
+    let Err(error) = prepare::restore(&side.client, side.limits_by, originals).await else {
+        return Restored::Done;
+    };
+    if side.process.ended_within(LAST_BREATH).await {
+        return Restored::Done;
+    }
+    let leg = side.leg;
+    history.warn(
+        "not-restored",
+        format!("the {leg}'s migration settings could not be set back: {error}"),
+        None,
+    );
+    let was_refused = matches!(error, PrepareError::Call(CallError::Refused { .. }));
+    if was_refused { Restored::Done } else { Restored::Open(leg) }
 }
 
 /// All that is left to bring to an end.
@@ -111,9 +139,12 @@ impl Ending {
             self.destination.heal().await;
             verified = self.verify(rest).await;
         }
-        if !matches!(verified, Verified::Lost(_)) {
-            restore(&self.destination.client, self.destination.limits_by, &self.originals, history).await;
-        }
+        let restored = match verified {
+            Verified::Lost(_) if self.source.process.has_ended() => Restored::Done,
+            // The guest may be run there again, by hand.
+            Verified::Lost(_) => restore(&mut self.source, &self.originals, history).await,
+            _ => restore(&mut self.destination, &self.originals, history).await,
+        };
         let moved = self.end_source(over, &verified, &mut remainder).await;
         let blackout = outcome::blackout(conclusion, rest, figures.as_ref(), observed());
         let has_ended = self.destination.process.has_ended();
@@ -125,14 +156,15 @@ impl Ending {
             Verified::Lost(why) => outcome::lost(conclusion, why, self.left()),
             _ if has_ended => outcome::lost(conclusion, DIED_THERE, self.left()),
             verified => {
-                let how = match verified {
-                    Verified::Well(RunState::GuestPanicked) => Arrived::Panicked,
-                    _ => rest.into(),
+                let state = match verified {
+                    Verified::Well(state) => Some(state),
+                    _ => None,
                 };
-                outcome::moved(how, &self.destination, blackout, figures.as_ref(), moved, &remainder)
+                let how = Arrived::of(rest, state);
+                outcome::moved(&how, &self.destination, blackout, figures.as_ref(), moved, &remainder)
             }
         };
-        Arrival { outcome, keeps_directory }
+        Arrival { outcome: restored.told(outcome, &history.record().id), keeps_directory }
     }
 
     /// Ends the source, if that is wanted and the guest is well, and gives the guest its names; what has another name
@@ -202,7 +234,7 @@ impl Ending {
     }
 
     /// The guest is on its source, as it was.
-    async fn back(self, conclusion: &Conclusion, rest: Rest, history: &mut History) -> Outcome {
+    async fn back(mut self, conclusion: &Conclusion, rest: Rest, history: &mut History) -> Outcome {
         let may_blame_it = conclusion.may_blame_destination();
         if may_blame_it && self.started_by == StartedBy::Engine {
             // One that could not take the guest says why and ends by itself, a moment after its source has failed.
@@ -215,19 +247,22 @@ impl Ending {
         if is_ending && self.source.process.ended_within(LAST_BREATH).await {
             return outcome::lost(conclusion, "the source's process has ended", Left::Disks);
         }
-        restore(&self.source.client, self.source.limits_by, &self.originals, history).await;
+        let restored = restore(&mut self.source, &self.originals, history).await;
         let words = self.last_words().filter(|_| may_blame_it);
-        outcome::back(conclusion, rest, state.as_ref(), words.as_deref())
+        let outcome = outcome::back(conclusion, rest, state.as_ref(), words.as_deref());
+        restored.told(outcome, &history.record().id)
     }
 
     /// Neither side has the guest, or at most as it was at the switch.
-    async fn lost(self, conclusion: &Conclusion, history: &mut History) -> Outcome {
+    async fn lost(mut self, conclusion: &Conclusion, history: &mut History) -> Outcome {
         self.clear_destination().await;
         let left = self.left();
-        if left == Left::Source {
-            restore(&self.source.client, self.source.limits_by, &self.originals, history).await;
-        }
-        outcome::lost(conclusion, conclusion.reason.as_deref().unwrap_or("both sides have ended"), left)
+        let restored = match left {
+            Left::Source => restore(&mut self.source, &self.originals, history).await,
+            Left::Disks => Restored::Done,
+        };
+        let why = conclusion.reason.as_deref().unwrap_or("both sides have ended");
+        restored.told(outcome::lost(conclusion, why, left), &history.record().id)
     }
 
     /// What there is of a guest that was lost after it had arrived.
@@ -236,14 +271,15 @@ impl Ending {
     }
 
     /// Where the guest is cannot be told. What may run it is left alone; what certainly may not is ended.
-    async fn undecided(self, conclusion: &Conclusion, history: &mut History) -> Arrival {
+    async fn undecided(mut self, conclusion: &Conclusion, history: &mut History) -> Arrival {
         let keeps_directory =
             conclusion.phase.may_run() == MayRun::Destination && !self.destination.process.has_ended();
         if !keeps_directory {
             self.clear_destination().await;
         }
         if self.source.contact == Contact::Heard {
-            restore(&self.source.client, self.source.limits_by, &self.originals, history).await;
+            // It is open in any case.
+            let _ = restore(&mut self.source, &self.originals, history).await;
         }
         let id = history.record().id.clone();
         let outcome = outcome::undecided(conclusion, &self.source, &self.destination, &id);

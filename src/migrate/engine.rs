@@ -5,7 +5,7 @@
 //! [`Whereabouts`](crate::record::Whereabouts) names, and the exit code says which kind of end it was.
 
 use super::driver::Driver;
-use super::ending::{Ending, LAST_BREATH, restore};
+use super::ending::{Ending, LAST_BREATH, Restored, restore};
 use super::history::History;
 use super::journal::{Journal, Step};
 use super::order::Orders;
@@ -25,7 +25,7 @@ use crate::host::PrivateDirectory;
 use crate::qemu::twin;
 use crate::qmp::Leg;
 use crate::qmp::words::RunState;
-use crate::record::{End, Entry, Observed, Outcome, PhaseName};
+use crate::record::{Entry, Observed, Outcome, PhaseName};
 
 /// What a migration works with besides its plan.
 pub struct Services<'a> {
@@ -58,7 +58,7 @@ pub async fn run(plan: &Plan, mut services: Services<'_>) -> Outcome {
 /// Tells the outcome. One that is not open any more is also written down: the guest is free for its next migration.
 pub(super) fn end(outcome: Outcome, history: &mut History, journal: &mut Journal) -> Outcome {
     let outcome = outcome::with_totals(outcome, history);
-    if outcome.end != End::Undecided
+    if !outcome.open
         && let Err(error) = journal.write(&Step::Ended { outcome: Box::new(outcome.clone()) })
     {
         tracing::warn!(%error, "the end is not written down");
@@ -124,10 +124,14 @@ async fn with_destination(
                 twin::remove(std::slice::from_ref(directory));
                 return Ok(outcome::gone(&blockers));
             }
-            if let Some(originals) = originals {
-                restore(&source.client, source.limits_by, &originals, history).await;
-            }
-            return Err(blockers);
+            let Some(originals) = originals else { return Err(blockers) };
+            return match restore(&mut source.into_side(), &originals, history).await {
+                Restored::Done => Err(blockers),
+                open @ Restored::Open(_) => {
+                    twin::remove(std::slice::from_ref(directory));
+                    Ok(open.told(outcome::refused(&blockers), &plan.id))
+                }
+            };
         }
     };
     #[cfg(feature = "hold-points")]
@@ -145,17 +149,9 @@ async fn with_destination(
         started_by,
         ..
     } = held;
-    let owner = source.view.credentials;
+    let owner = source.view.credentials.clone();
     let mut sides = (
-        Side {
-            leg: Leg::Source,
-            address: source.address,
-            client: source.client,
-            events: source.events,
-            process: source.process,
-            limits_by: source.limits_by,
-            contact: Contact::Heard,
-        },
+        source.into_side(),
         Side { leg: Leg::Destination, address, client, events, process, limits_by, contact: Contact::Heard },
     );
     let guest = Guest { at_source: look(&mut sides.0).await, at_destination: plan.at_destination };

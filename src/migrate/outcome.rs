@@ -5,6 +5,8 @@ use super::history::History;
 use super::phase::Rest;
 use super::side::{Contact, Side};
 use crate::check::Blocker;
+use crate::host::ProcError;
+use crate::qmp::Leg;
 use crate::qmp::words::{MigrationInfo, RunState};
 use crate::record::{Blackout, End, MayRun, MigrationId, Moved, Observed, Outcome, Totals, Whereabouts};
 use crate::units::show_duration;
@@ -16,6 +18,7 @@ fn outcome(end: End, guest: Whereabouts, message: impl Into<String>, hint: Optio
         guest,
         message: message.into(),
         hint,
+        open: end == End::Undecided,
         blackout: None,
         totals: Totals::default(),
         moved: Vec::new(),
@@ -35,6 +38,31 @@ pub(super) fn refused(blockers: &[Blocker]) -> Outcome {
     outcome(End::Refused, Whereabouts::Unchanged, messages.join("\n"), hint)
 }
 
+/// What is left of a migration on a source that lives and could not be spoken to: `recover` sets it back.
+pub(super) fn unrestored(mut outcome: Outcome, leg: Leg, id: &MigrationId) -> Outcome {
+    outcome.end = match outcome.end {
+        End::Refused => End::NotMigrated,
+        End::Migrated => End::MigratedWithRemainder,
+        end => end,
+    };
+    outcome.exit_code = outcome.end.exit_code();
+    outcome.open = true;
+    outcome.message = format!("{}; the {leg}'s migration settings could not be set back", outcome.message);
+    let mut hint = format!("once the {leg}'s monitor can be reached, `qmigrate recover {id}` sets them back");
+    if let Some(rest) = outcome.hint.filter(|rest| !rest.contains(&hint)) {
+        hint = format!("{hint}\n{rest}");
+    }
+    outcome.hint = Some(hint);
+    outcome
+}
+
+/// One of the two processes cannot be looked at; nothing was done.
+pub(super) fn unseen(error: &ProcError, id: &MigrationId) -> Outcome {
+    let message = format!("undecided: {error}, so that whether it lives is not known; nothing was done");
+    let hint = format!("run `qmigrate recover {id}` as root, or as the user that began the migration");
+    outcome(End::Undecided, Whereabouts::Unknown, message, Some(hint))
+}
+
 /// An engine ended before it had made anything.
 pub(super) fn untouched() -> Outcome {
     let message = "the engine had ended before it changed anything; there was nothing to undo";
@@ -45,9 +73,9 @@ pub(super) fn untouched() -> Outcome {
 pub(super) fn undone(state: Option<&RunState>, hint: Option<&str>) -> Outcome {
     const DONE: &str = "the engine had ended before the guest's memory was sent; what it had begun is undone";
     let (guest, where_it_is) = match state {
-        Some(RunState::Running) => (Whereabouts::RunningOnSource, "the guest runs on its source, as before"),
-        Some(_) => (Whereabouts::PausedOnSource, "the guest is on its source and stands still, as before"),
-        None => (Whereabouts::Unchanged, "the guest is on its source, which does not answer"),
+        Some(RunState::Running) => (Whereabouts::RunningOnSource, "the guest runs on its source".to_owned()),
+        Some(state) => (Whereabouts::PausedOnSource, standing_on_source(state)),
+        None => (Whereabouts::Unchanged, "the guest is on its source, which does not answer".to_owned()),
     };
     outcome(End::NotMigrated, guest, format!("{DONE}; {where_it_is}"), hint.map(str::to_owned))
 }
@@ -58,37 +86,84 @@ pub(super) fn undone_without_source() -> Outcome {
     outcome(End::Lost, Whereabouts::Lost, message, Some("start it anew from its disks".to_owned()))
 }
 
+/// A guest that does not run, with what people call its state.
+fn standing_on_source(state: &RunState) -> String {
+    match state {
+        RunState::GuestPanicked => "the guest is on its source and stands still: it has panicked".to_owned(),
+        RunState::Suspended => "the guest is on its source and sleeps".to_owned(),
+        state => format!("the guest is on its source and stands still (its state is '{state}')"),
+    }
+}
+
 /// How a guest is found where it has arrived.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Arrived {
-    /// It runs.
+    /// It was told to run, and does, or sleeps.
     Running,
+    /// It was told to run, and somebody has paused it since.
+    Paused,
+    /// It was told to run, and then stopped by itself, in this state.
+    Stopped(RunState),
+    /// It was told to run, and now nothing is heard of it.
+    Unheard,
     /// It stands still, as it did before or as somebody asked.
     Standing,
     /// It stands still since it panicked, which it had done on its source.
     Panicked,
 }
 
-impl From<Rest> for Arrived {
-    fn from(rest: Rest) -> Self {
-        match rest {
-            Rest::Running => Self::Running,
-            Rest::Standing => Self::Standing,
+impl Arrived {
+    /// What is known of a guest that was to do this, and is in this state.
+    pub(super) fn of(rest: Rest, state: Option<&RunState>) -> Self {
+        match (rest, state) {
+            (Rest::Standing, Some(RunState::GuestPanicked)) => Self::Panicked,
+            (Rest::Standing, _) => Self::Standing,
+            (Rest::Running, Some(RunState::Running | RunState::Suspended)) => Self::Running,
+            // One that was reset while it was paused is before its launch.
+            (Rest::Running, Some(RunState::Paused | RunState::PreLaunch)) => Self::Paused,
+            (Rest::Running, Some(state)) => Self::Stopped(state.clone()),
+            (Rest::Running, None) => Self::Unheard,
         }
     }
 }
 
 /// The guest is on the destination.
 pub(super) fn moved(
-    how: Arrived,
+    how: &Arrived,
     destination: &Side,
     blackout: Blackout,
     figures: Option<&MigrationInfo>,
     moved: Vec<Moved>,
     remainder: &[String],
 ) -> Outcome {
-    let process = destination.process.pid();
-    let (guest, mut message, mut hint) = match how {
+    let (guest, mut message, mut hint) = found(how, destination, &blackout);
+    let mut end = End::Migrated;
+    if let Arrived::Stopped(_) = how {
+        end = End::MigratedWithRemainder;
+    }
+    if !remainder.is_empty() {
+        end = End::MigratedWithRemainder;
+        message = format!("{message}; but {}", remainder.join("; "));
+        let rest = "see to what is named, and do not start the source's guest";
+        hint = Some(hint.map_or_else(|| rest.to_owned(), |hint| format!("{hint}\n{rest}")));
+    }
+    let mut outcome = outcome(end, guest, message, hint);
+    outcome.totals.stream_ms = figures.and_then(|figures| figures.total_time_ms);
+    outcome.totals.transferred_bytes =
+        figures.and_then(|figures| figures.ram.as_ref()).map_or(0, |ram| ram.transferred_bytes);
+    outcome.blackout = (!matches!(how, Arrived::Standing | Arrived::Panicked)).then_some(blackout);
+    outcome.moved = moved;
+    outcome
+}
+
+/// Where a guest is that has arrived, and what to do if it does not run.
+fn found(how: &Arrived, destination: &Side, blackout: &Blackout) -> (Whereabouts, String, Option<String>) {
+    let (process, monitor) = (destination.process.pid(), &destination.address);
+    let run_it = || Some("`cont` on its monitor runs it".to_owned());
+    let paused = |said: &str, hint| {
+        (Whereabouts::PausedOnDestination, format!("the guest is in process {process}, and {said}"), hint)
+    };
+    match how {
         Arrived::Running => {
             let stood = blackout.stop_to_resume_ms.map(|milliseconds| {
                 let duration = std::time::Duration::from_secs_f64(milliseconds.max(0.0) / 1e3);
@@ -97,34 +172,24 @@ pub(super) fn moved(
             let message = format!("the guest runs in process {process}{}", stood.unwrap_or_default());
             (Whereabouts::RunningOnDestination, message, None)
         }
-        Arrived::Standing => (
-            Whereabouts::PausedOnDestination,
-            format!("the guest is in process {process}, and stands still"),
-            Some("`cont` on its monitor runs it".to_owned()),
+        Arrived::Paused => paused("stands still: it ran there, and somebody has paused it since", run_it()),
+        Arrived::Stopped(state) => paused(
+            &format!("stands still: it ran there, and then stopped by itself (its state is '{state}')"),
+            Some("once what stopped it is mended, `cont` on its monitor runs it".to_owned()),
         ),
-        Arrived::Panicked => (
-            Whereabouts::PausedOnDestination,
-            format!("the guest is in process {process}, and stands still: it has panicked"),
+        Arrived::Unheard => (
+            Whereabouts::RunningOnDestination,
+            format!("the guest was told to run in process {process}, and its monitor does not answer now"),
+            Some(format!("ask it: query-status at {monitor}")),
+        ),
+        Arrived::Standing => paused("stands still", run_it()),
+        Arrived::Panicked => paused(
+            "stands still: it has panicked",
             Some(
                 "it is kept as it stopped; `system_reset` and `cont` on its monitor start it anew".to_owned(),
             ),
         ),
-    };
-    let mut end = End::Migrated;
-    if !remainder.is_empty() {
-        end = End::MigratedWithRemainder;
-        message = format!("{message}; but {}", remainder.join("; "));
-        hint = Some(
-            "the guest itself is well; see to what is named, and do not start the source's guest".to_owned(),
-        );
     }
-    let mut outcome = outcome(end, guest, message, hint);
-    outcome.totals.stream_ms = figures.and_then(|figures| figures.total_time_ms);
-    outcome.totals.transferred_bytes =
-        figures.and_then(|figures| figures.ram.as_ref()).map_or(0, |ram| ram.transferred_bytes);
-    outcome.blackout = (how == Arrived::Running).then_some(blackout);
-    outcome.moved = moved;
-    outcome
 }
 
 /// How long the guest stood still.
@@ -175,18 +240,29 @@ pub(super) fn back(
     let reason = conclusion.reason.as_deref().unwrap_or(
         "the migration failed, or another client cancelled it; the source's QEMU does not say why",
     );
-    // QEMU from 6.0 on moves no guest from this state, and only `cont` leaves it.
-    let hint = (state == Some(&RunState::PostMigrate)).then(|| {
-        "its run state is 'postmigrate' now; before it can be moved again it must run: `cont`, then `stop`".to_owned()
-    });
-    let said = last_words.map(|words| format!(" (the destination said: {words})")).unwrap_or_default();
-    let (guest, where_it_is) = match rest {
-        Rest::Running => (Whereabouts::RunningOnSource, "the guest runs on its source, as before"),
-        Rest::Standing if state == Some(&RunState::GuestPanicked) => {
-            (Whereabouts::PausedOnSource, "the guest is on its source and stands still: it has panicked")
+    let hint = match state {
+        // QEMU from 6.0 on moves no guest from this state, and only `cont` leaves it.
+        Some(RunState::PostMigrate) => Some(
+            "its run state is 'postmigrate' now; before it can be moved again it must run: `cont`, then `stop`",
+        ),
+        Some(RunState::Paused | RunState::PreLaunch) => Some("`cont` on its monitor runs it"),
+        Some(RunState::IoError | RunState::Watchdog) => {
+            Some("once what stopped it is mended, `cont` on its monitor runs it")
         }
-        Rest::Standing => {
-            (Whereabouts::PausedOnSource, "the guest is on its source and stands still, as before")
+        _ => None,
+    };
+    let hint = hint.map(str::to_owned);
+    let said = last_words.map(|words| format!(" (the destination said: {words})")).unwrap_or_default();
+    let (guest, where_it_is) = match (rest, state) {
+        (Rest::Running, None | Some(RunState::Running)) => {
+            (Whereabouts::RunningOnSource, "the guest runs on its source, as before".to_owned())
+        }
+        (Rest::Standing, Some(RunState::Running)) => {
+            (Whereabouts::RunningOnSource, "the guest runs on its source".to_owned())
+        }
+        (_, Some(state)) => (Whereabouts::PausedOnSource, standing_on_source(state)),
+        (Rest::Standing, None) => {
+            (Whereabouts::PausedOnSource, "the guest is on its source and stands still".to_owned())
         }
     };
     outcome(End::NotMigrated, guest, format!("not moved: {reason}{said}; {where_it_is}"), hint)

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::driver::Driver;
-use super::ending::{Ending, restore};
+use super::ending::{Ending, Restored, restore};
 use super::engine::{Services, end};
 use super::journal::{Destination, Source, Story};
 use super::outcome;
@@ -28,7 +28,9 @@ use super::plan::{Limits, StartedBy};
 use super::side::{Contact, Side};
 use super::step::destination::{START_ANEW, end as end_process};
 use super::step::finish::state;
-use crate::host::{Credentials, PrivateDirectory, ProcessHandle, ProcessView, processes, runtime_directory};
+use crate::host::{
+    Credentials, PrivateDirectory, ProcError, ProcessHandle, ProcessView, processes, runtime_directory,
+};
 use crate::qemu::argv::CommandLine;
 use crate::qemu::rewrite::private_directory_name;
 use crate::qemu::twin;
@@ -47,22 +49,27 @@ pub async fn recover(story: Story, mut services: Services<'_>) -> Outcome {
         return outcome;
     }
     let outcome = match story.source.clone() {
-        Some(source) => mend(story, &source, &mut services).await,
+        Some(source) => {
+            let id = story.begun.id.clone();
+            let mended = mend(story, &source, &mut services).await;
+            mended.unwrap_or_else(|error| outcome::unseen(&error, &id))
+        }
         // The engine ended before it had made anything.
         None => outcome::untouched(),
     };
     end(outcome, services.history, services.journal)
 }
 
-async fn mend(story: Story, source: &Source, services: &mut Services<'_>) -> Outcome {
+/// An error is a process that cannot be looked at: whether it lives is then not guessed at.
+async fn mend(story: Story, source: &Source, services: &mut Services<'_>) -> Result<Outcome, ProcError> {
     services.history.add(Entry::Source(source.party.clone()));
-    let from = reach(Leg::Source, &source.address, source.running.find(), source.limits_by).await;
-    let Some(phase) = story.last_open_phase() else { return undo(&story, source, &from, services).await };
+    let from = reach(Leg::Source, &source.address, source.running.find()?, source.limits_by).await;
+    let Some(phase) = story.last_open_phase() else { return undo(&story, source, from, services).await };
     let parts = (story.started.clone(), story.originals.clone(), story.destination.clone());
     let (Some((running, limits_by)), Some(originals), Some(made)) = parts else {
-        return undo(&story, source, &from, services).await;
+        return undo(&story, source, from, services).await;
     };
-    let to = reach(Leg::Destination, &name_now(&made), running.find(), limits_by).await;
+    let to = reach(Leg::Destination, &name_now(&made), running.find()?, limits_by).await;
 
     // Taken up where it stands, and brought to its end as its own engine would have.
     let Services { history, orders, journal, observed } = services;
@@ -72,7 +79,7 @@ async fn mend(story: Story, source: &Source, services: &mut Services<'_>) -> Out
     if conclusion.phase == Phase::Undecided(MayRun::Destination) && to.process.has_ended() {
         // It may have run there, and nobody will ever know more; unless somebody has run it on its source since.
         conclusion.phase = match state(&from.client).await {
-            Ok(RunState::Running) => Phase::Back(Rest::Running),
+            Ok(RunState::Running | RunState::Suspended) => Phase::Back(Rest::Running),
             _ => Phase::Lost,
         };
     }
@@ -91,13 +98,18 @@ async fn mend(story: Story, source: &Source, services: &mut Services<'_>) -> Out
         log: made.log,
         originals,
     };
-    ending.conclude(&conclusion, history, *observed).await
+    Ok(ending.conclude(&conclusion, history, *observed).await)
 }
 
 /// Takes back what was done before the stream.
-async fn undo(story: &Story, source: &Source, from: &Side, services: &mut Services<'_>) -> Outcome {
+async fn undo(
+    story: &Story,
+    source: &Source,
+    mut from: Side,
+    services: &mut Services<'_>,
+) -> Result<Outcome, ProcError> {
     let owner = Credentials::from(&source.owner);
-    for process in started_for(story, &owner) {
+    for process in started_for(story, &owner)? {
         end_process(&process).await;
     }
     if let Some(made) = &story.destination {
@@ -105,13 +117,16 @@ async fn undo(story: &Story, source: &Source, from: &Side, services: &mut Servic
     }
     twin::remove(&[own_directory(story, &owner)]);
     if from.process.has_ended() {
-        return outcome::undone_without_source();
+        return Ok(outcome::undone_without_source());
     }
-    if let Some(originals) = &story.originals {
-        restore(&from.client, from.limits_by, originals, services.history).await;
-    }
+    let restored = match &story.originals {
+        Some(originals) => restore(&mut from, originals, services.history).await,
+        None => Restored::Done,
+    };
     let is_users = story.destination.as_ref().is_some_and(|made| made.started_by == StartedBy::User);
-    outcome::undone(state(&from.client).await.ok().as_ref(), is_users.then_some(START_ANEW))
+    let state = state(&from.client).await.ok();
+    let outcome = outcome::undone(state.as_ref(), is_users.then_some(START_ANEW));
+    Ok(restored.told(outcome, &story.begun.id))
 }
 
 /// A side as it was written down; one that has ended, or that cannot be reached, finds out as it is spoken to.
@@ -137,12 +152,12 @@ fn name_now(made: &Destination) -> Address {
 }
 
 /// The processes that were started for this migration: the one written down, or what carries its id.
-fn started_for(story: &Story, owner: &Credentials) -> Vec<ProcessHandle> {
+fn started_for(story: &Story, owner: &Credentials) -> Result<Vec<ProcessHandle>, ProcError> {
     let Some(made) = story.destination.as_ref().filter(|made| made.started_by == StartedBy::Engine) else {
-        return Vec::new();
+        return Ok(Vec::new());
     };
     if let Some((running, _)) = &story.started {
-        return vec![running.find()];
+        return Ok(vec![running.find()?]);
     }
     let places: Vec<&Path> =
         made.directories.iter().map(PathBuf::as_path).chain([story.begun.directory.as_path()]).collect();
@@ -159,7 +174,7 @@ fn started_for(story: &Story, owner: &Credentials) -> Vec<ProcessHandle> {
         let process = ProcessHandle::open(pid).ok()?;
         ProcessView::read(pid).is_ok_and(|view| carries(&view)).then_some(process)
     };
-    processes().into_iter().filter_map(held).collect()
+    Ok(processes().into_iter().filter_map(held).collect())
 }
 
 fn own_directory(story: &Story, owner: &Credentials) -> PrivateDirectory {

@@ -121,8 +121,8 @@ pub(super) fn is_own_global(value: &str) -> bool {
     value.starts_with(OWN_GLOBAL)
 }
 
-/// Makes the destination's command line.
-pub fn rewrite(source: &CommandLine, setting: &Setting<'_>) -> Result<Rewritten, RewriteError> {
+/// Makes the destination's command line, or says all that cannot be carried over.
+pub fn rewrite(source: &CommandLine, setting: &Setting<'_>) -> Result<Rewritten, Vec<RewriteError>> {
     let mut work = Work {
         setting,
         rewritten: Rewritten {
@@ -141,18 +141,22 @@ pub fn rewrite(source: &CommandLine, setting: &Setting<'_>) -> Result<Rewritten,
         stops: own_stops(source),
         relative: None,
     };
+    let mut errors = Vec::new();
     if let Some(qemu) = setting.qemu {
         work.rewritten.line.launcher.clear();
         work.rewritten.line.program = qemu.to_string_lossy().into_owned();
     }
     for option in &source.options {
-        work.option(option)?;
+        errors.extend(work.option(option).err());
     }
     if let (Some(machine), false) = (setting.machine, source.has("machine") || source.has("M")) {
         work.push(CommandOption::with_value("machine", machine));
     }
     if let (true, Some(path)) = (source.has("daemonize"), work.relative.take()) {
-        return Err(RewriteError::LostDirectory(path));
+        errors.push(RewriteError::LostDirectory(path));
+    }
+    if !errors.is_empty() {
+        return Err(errors);
     }
     work.choose_qmp();
     work.push(CommandOption::flag("S"));

@@ -161,7 +161,9 @@ async fn run(
     let log = &what.output;
     let process = match ProcessHandle::open(pid) {
         Ok(process) => process,
-        Err(error) => return Err(died(&mut child, log).unwrap_or(TwinError::Process(error))),
+        Err(error) => {
+            return Err(died(&mut child, log).unwrap_or(TwinError::Process(io::Error::other(error))));
+        }
     };
     let connected = tokio::select! {
         connected = monitor(address, leg, &mut child, log) => connected,

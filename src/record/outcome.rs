@@ -135,6 +135,9 @@ pub struct Outcome {
     pub message: String,
     /// What to type next, if anything.
     pub hint: Option<String>,
+    /// Whether `recover` has something left to do; the guest is not moved again before that.
+    #[serde(default)]
+    pub open: bool,
     /// How long the guest stood still, if it moved.
     pub blackout: Option<Blackout>,
     /// What it took.

@@ -6,7 +6,9 @@ use nix::unistd::{Gid, Uid};
 use serde::{Deserialize, Serialize};
 
 use super::SCHEMA;
-use crate::host::{Credentials, ProcessHandle, ProcessIdentity, ProcessView, executable_name};
+use crate::host::{
+    Credentials, ProcError, ProcessHandle, ProcessIdentity, ProcessView, executable, executable_name,
+};
 use crate::migrate::phase::{AtDestination, Phase};
 use crate::migrate::plan::{Plan, SourceAfter, StartedBy};
 use crate::migrate::step::prepare::Originals;
@@ -161,14 +163,20 @@ impl Running {
         Self { process: handle.identity().clone(), executable: view.executable.clone() }
     }
 
-    /// A hold on it, or on nothing where it has ended: a number that is another process's by now is nothing.
-    pub fn find(&self) -> ProcessHandle {
-        let found = ProcessHandle::open(self.process.pid).ok().filter(|found| {
-            let runs = ProcessView::read(self.process.pid)
-                .is_ok_and(|view| executable_name(&view.executable) == executable_name(&self.executable));
-            *found.identity() == self.process && runs
+    /// A hold on it, or on nothing where it has ended: a number that is another process's by now is nothing. One that
+    /// cannot be looked at may live: that is an error.
+    pub fn find(&self) -> Result<ProcessHandle, ProcError> {
+        let pid = self.process.pid;
+        let found = ProcessHandle::open(pid).and_then(|found| {
+            let is_it = *found.identity() == self.process
+                && executable_name(&executable(pid)?) == executable_name(&self.executable);
+            Ok(is_it.then_some(found))
         });
-        found.unwrap_or_else(|| ProcessHandle::of_one_that_ended(self.process.clone()))
+        match found {
+            Ok(Some(found)) => Ok(found),
+            Ok(None) | Err(ProcError::Gone(_)) => Ok(ProcessHandle::of_one_that_ended(self.process.clone())),
+            Err(error) => Err(error),
+        }
     }
 }
 

@@ -4,14 +4,13 @@ use std::path::PathBuf;
 
 use qapi_qmp as words;
 
-use super::prepare;
 use super::survey::{GREETING_WITHIN, Source};
 use crate::check::Blocker;
 use crate::host::{PrivateDirectory, ProcessHandle, ProcessView};
 use crate::migrate::journal::{self, Journal, Running, Step};
-use crate::migrate::plan::{Destination, Incoming, Plan, StartedBy};
+use crate::migrate::plan::{Destination, Plan, StartedBy};
 use crate::qemu::dialect::Wish;
-use crate::qemu::rewrite::{Rename, Rewritten, Setting, rewrite};
+use crate::qemu::rewrite::Rename;
 use crate::qemu::{ANSWER_WITHIN, Inventory, QemuName, locate, twin};
 use crate::qmp::words::{MigrationStatus, RunState};
 use crate::qmp::{Address, Client, Deadlines, Events, Leg};
@@ -53,27 +52,6 @@ pub struct Held {
     pub started_by: StartedBy,
 }
 
-/// The command line that the destination of this plan would have.
-pub fn command_line(plan: &Plan, source: &Source) -> Result<Option<Rewritten>, Blocker> {
-    let Destination::Start { qemu, incoming, .. } = &plan.destination else { return Ok(None) };
-    let (incoming, globals) = match incoming {
-        Incoming::Defer => ("defer", Vec::new()),
-        Incoming::Literal(uri) => {
-            (uri.as_str(), prepare::globals_for_literal_incoming(&source.inventory.dialect))
-        }
-    };
-    let setting = Setting {
-        id: &plan.id,
-        working_directory: &source.view.working_directory,
-        runtime_directory: &plan.directory,
-        machine: source.inventory.machine.as_deref(),
-        incoming,
-        qemu: qemu.as_deref(),
-        globals: &globals,
-    };
-    Ok(Some(rewrite(&source.line, &setting)?))
-}
-
 /// Gets a destination that waits, held. When `abort` comes true first, nothing of it is left.
 pub async fn get(
     plan: &Plan,
@@ -84,8 +62,7 @@ pub async fn get(
     if let Destination::Started(name) = &plan.destination {
         return Ok((started(name, plan.dialect, journal).await?, Vec::new()));
     }
-    // The match above leaves the one kind that has a command line.
-    let Some(rewritten) = command_line(plan, source)? else {
+    let Some(rewritten) = source.rewritten.clone() else {
         return Err(Blocker::bare("destination", "there is no destination in this plan"));
     };
     let log = plan.directory.join(LOG);

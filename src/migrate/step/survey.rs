@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
+use super::prepare;
 use crate::check::{Blocker, Intent, blockers};
 use crate::host::{ProcessHandle, ProcessIdentity, ProcessView, runtime_directory, state_directory};
 use crate::migrate::journal;
-use crate::migrate::plan::{Destination, MadeFrom, Mode, Plan, Risks};
+use crate::migrate::plan::{Destination, Incoming, MadeFrom, Mode, Plan, Risks};
+use crate::migrate::side::{Contact, Side};
 use crate::qemu::argv::CommandLine;
+use crate::qemu::rewrite::{RewriteError, Rewritten, Setting, rewrite};
 use crate::qemu::template::{Origin, Placeholder, TemplateFile, Values, derive};
 use crate::qemu::{Inventory, Located, locate};
 use crate::qmp::{Address, Client, Deadlines, Events, Leg};
@@ -30,13 +33,26 @@ pub struct Source {
     pub limits_by: LimitsBy,
     /// How its twin is to be started: as it was itself, or where and with what a template says.
     pub view: ProcessView,
-    /// The command line that the twin's is made from.
-    pub line: CommandLine,
+    /// The twin's command line and what has to be done around it; nothing where the user has started the twin.
+    pub rewritten: Option<Rewritten>,
     /// A hold on its process.
     pub process: ProcessHandle,
 }
 
 impl Source {
+    /// One side of a migration, prepared or about to be.
+    pub(in crate::migrate) fn into_side(self) -> Side {
+        Side {
+            leg: Leg::Source,
+            address: self.address,
+            client: self.client,
+            events: self.events,
+            process: self.process,
+            limits_by: self.limits_by,
+            contact: Contact::Heard,
+        }
+    }
+
     /// What of it is written into the journal.
     pub fn as_written_down(&self, party: Party) -> journal::Source {
         journal::Source {
@@ -81,7 +97,33 @@ pub async fn survey(plan: &Plan) -> Result<Source, Vec<Blocker>> {
         }
         _ => (view, line),
     };
-    Ok(Source { address, client, events, inventory, limits_by, view, line, process })
+    let rewritten = rewritten(plan, &inventory, &view, &line)?;
+    Ok(Source { address, client, events, inventory, limits_by, view, rewritten, process })
+}
+
+/// The command line of the twin that the engine is to start.
+fn rewritten(
+    plan: &Plan,
+    source: &Inventory,
+    view: &ProcessView,
+    line: &CommandLine,
+) -> Result<Option<Rewritten>, Vec<Blocker>> {
+    let Destination::Start { qemu, incoming, .. } = &plan.destination else { return Ok(None) };
+    let (incoming, globals) = match incoming {
+        Incoming::Defer => ("defer", Vec::new()),
+        Incoming::Literal(uri) => (uri.as_str(), prepare::globals_for_literal_incoming(&source.dialect)),
+    };
+    let setting = Setting {
+        id: &plan.id,
+        working_directory: &view.working_directory,
+        runtime_directory: &plan.directory,
+        machine: source.machine.as_deref(),
+        incoming,
+        qemu: qemu.as_deref(),
+        globals: &globals,
+    };
+    let blockers = |errors: Vec<RewriteError>| errors.into_iter().map(Blocker::from).collect();
+    rewrite(line, &setting).map(Some).map_err(blockers)
 }
 
 /// Whether no migration of this guest is open, by the journals of this user.

@@ -162,7 +162,8 @@ struct Started {
 
 impl Started {
     fn hold(mut child: Child) -> io::Result<Self> {
-        let handle = i32::try_from(child.id()).map_err(io::Error::other).and_then(ProcessHandle::open);
+        let pid = i32::try_from(child.id()).map_err(io::Error::other);
+        let handle = pid.and_then(|pid| ProcessHandle::open(pid).map_err(io::Error::other));
         match handle {
             Ok(handle) => Ok(Self { child, handle }),
             Err(error) => {
