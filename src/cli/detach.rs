@@ -1,20 +1,23 @@
 //! Lets the engine run on without its terminal.
 //!
 //! The command starts itself once more, in a session of its own, and follows that engine by its control socket until
-//! the stream runs.
+//! the stream runs. So long a Ctrl-C is meant for the engine, which no signal of the terminal reaches: it is handed on.
 
 use std::ffi::OsString;
 use std::process::{Child, ExitCode};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use qmigrate::control::{Engine, Said, engines, latest};
 use qmigrate::host::{Credentials, Launch, Life, Output, launch, runtime_directory, state_directory};
 use qmigrate::record::{Entry, MigrationId, PhaseName};
 
-use super::session::tell;
+use super::session::{Signals, tell};
 
 pub(crate) async fn run() -> anyhow::Result<ExitCode> {
+    let mut signals = Signals::catch()?;
     let id = MigrationId::new();
     let runtime = runtime_directory()?;
     // Without a name: whoever follows may be killed, and the record is what stays.
@@ -31,7 +34,18 @@ pub(crate) async fn run() -> anyhow::Result<ExitCode> {
         life: Life::OfItsOwn,
     })
     .context("the engine cannot be started")?;
-    match follow(&id, &mut child, &runtime).await? {
+    let engine = Pid::from_raw(i32::try_from(child.id())?);
+    let followed = {
+        let mut follow = std::pin::pin!(follow(&id, &mut child, &runtime));
+        loop {
+            tokio::select! {
+                followed = &mut follow => break followed?,
+                // It tells its end itself, and one that has ended has told it already.
+                _ = signals.next() => drop(kill(engine, Signal::SIGINT)),
+            }
+        }
+    };
+    match followed {
         Some(code) => Ok(code),
         None => repeat(&output.end(), &mut child),
     }

@@ -311,3 +311,35 @@ enum Verified {
     /// It is gone.
     Lost(String),
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::ProcessHandle;
+    use crate::qmp::{Address, Client};
+    use crate::record::{LimitsBy, Record, Request};
+
+    #[tokio::test(start_paused = true)]
+    async fn settings_of_a_qemu_that_lives_and_cannot_be_reached_stay_open() {
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let client = Client::unconnected(Leg::Source, pid);
+        let mut side = Side {
+            leg: Leg::Source,
+            address: Address::unix("/nowhere/qmp").unwrap(),
+            events: client.events(),
+            client,
+            process: ProcessHandle::open(pid).unwrap(),
+            limits_by: LimitsBy::Parameters,
+            contact: Contact::Lost,
+        };
+        let found = r#"{"capabilities":[],"limits":{"downtime_ms":300,"bytes_per_second":0}}"#;
+        let originals: Originals = serde_json::from_str(found).unwrap();
+        let id: MigrationId = "k3f9x2ab".parse().unwrap();
+        let record = Record::new(id.clone(), Request::in_a_test("x"), jiff::Timestamp::UNIX_EPOCH);
+        let mut history = History::new(record, Vec::new());
+        let restored = restore(&mut side, &originals, &mut history).await;
+        assert_eq!(restored, Restored::Open(Leg::Source));
+        assert!(history.record().warnings.iter().any(|warning| warning.code == "not-restored"));
+        assert!(restored.told(outcome::untouched(), &id).open);
+    }
+}

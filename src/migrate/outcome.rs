@@ -365,3 +365,6 @@ pub(super) fn with_totals(mut outcome: Outcome, history: &History) -> Outcome {
     drop(record);
     outcome
 }
+
+#[cfg(test)]
+mod tests;

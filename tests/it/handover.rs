@@ -209,30 +209,3 @@ async fn ctrl_c_is_heard_while_somebody_else_has_the_sources_monitor() {
     assert!(ended.stderr.contains("Ctrl-C"), "{ended:?}");
     back_and_again(&lab, &ended, destination, Duration::from_secs(30)).await;
 }
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_detached_engine_goes_on_and_leaves_nothing_when_whoever_started_it_is_killed() {
-    let Some(lab) = Lab::start("whoever_started_it_is_killed", 16, Some("10MiB/s")).await else { return };
-    let socket = lab.directory.path().join("hold-destination");
-    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
-    let mut starter = command(&["migrate", &lab.monitor(), "--detach"]);
-    starter.env("QMIGRATE_HOLD", format!("destination={}", socket.display()));
-    let mut starter = starter.spawn().unwrap();
-    let (hold, _) = listener.accept().unwrap();
-    starter.kill().unwrap();
-    starter.wait().unwrap();
-    drop(hold);
-    lab.never_two(lab.source(), lab.destination());
-    until("the engine has ended", async || {
-        run(command(&["status", &lab.monitor(), "--json"])).lines[0]["outcome"]["end"] == "migrated"
-    })
-    .await;
-    std::fs::remove_file(socket).unwrap();
-    let runtime = std::fs::read_dir(qmigrate::host::runtime_directory().unwrap()).unwrap();
-    let logs: Vec<_> = runtime
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "log"))
-        .collect();
-    assert_eq!(logs, [] as [std::path::PathBuf; 0]);
-    lab.prove().await;
-}

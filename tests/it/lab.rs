@@ -233,7 +233,7 @@ pub(crate) fn run(mut command: Command) -> Ended {
     ended(output.status, &output.stdout, &output.stderr)
 }
 
-fn ended(status: ExitStatus, stdout: &[u8], stderr: &[u8]) -> Ended {
+pub(crate) fn ended(status: ExitStatus, stdout: &[u8], stderr: &[u8]) -> Ended {
     let lines = String::from_utf8_lossy(stdout);
     Ended {
         code: status.code().unwrap_or(-1),

@@ -58,6 +58,8 @@ mod linux_moves;
 mod versions;
 /// The demo holds what it shows.
 mod demo;
+/// An engine that runs on without its terminal.
+mod detach;
 /// The hand-over when something goes wrong in it.
 mod handover;
 /// A QEMU that hangs wherever it is waited for.

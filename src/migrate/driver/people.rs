@@ -2,7 +2,7 @@
 
 use super::Driver;
 use crate::migrate::order::{Order, Request};
-use crate::migrate::phase::{AtSource, Input, Phase};
+use crate::migrate::phase::{AtSource, Input, Phase, SourceEnd};
 use crate::record::Choice;
 
 impl Driver<'_> {
@@ -14,10 +14,7 @@ impl Driver<'_> {
                 self.take(Input::Retreat).await;
                 order.answer(Ok("cancelled; the guest goes back to its source".to_owned()));
             }
-            Request::Cancel(_) => order.answer(Err(match self.phase {
-                Phase::Retreating(..) => "the guest is on its way back already".to_owned(),
-                _ => "too late: the destination has been told to run the guest".to_owned(),
-            })),
+            Request::Cancel(_) => order.answer(Err(too_late(self.phase).to_owned())),
             Request::Pause if self.is_standing() => {
                 order.answer(Err("the guest stands still already, and will on the destination".to_owned()));
             }
@@ -53,5 +50,20 @@ impl Driver<'_> {
     /// Whether the guest stands still by itself or by somebody's will.
     fn is_standing(&self) -> bool {
         matches!(self.phase, Phase::Streaming(guest) if guest.at_source == AtSource::Standing)
+    }
+}
+
+/// Why a migration in this phase cannot be cancelled.
+fn too_late(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Retreating(..) | Phase::Back(_) => "the guest is on its way back already",
+        Phase::Committed { .. } | Phase::Arrived(_) => {
+            "too late: the destination has been told to run the guest"
+        }
+        Phase::Switchover { source: SourceEnd::Postcopy, .. } => {
+            "too late: the guest's memory goes on by postcopy, from which there is no way back"
+        }
+        // The source has ended.
+        _ => "too late: there is no source any more to which the guest could go back",
     }
 }
