@@ -35,10 +35,10 @@ pub(crate) struct Gap {
 }
 
 impl Guest {
-    pub(crate) async fn start(setting: &Setting, workload: Workload) -> anyhow::Result<Self> {
+    pub(crate) async fn start(setting: &Setting, load: Load) -> anyhow::Result<Self> {
         let directory = tempfile::Builder::new().prefix("qm-live-").tempdir()?;
-        let board = Board::newest(setting.accelerator);
-        let subject = Subject::start(&setting.qemu, board, workload, directory.path()).await?;
+        let board = Board { more: load.devices, ..Board::newest(setting.accelerator) };
+        let subject = Subject::start(&setting.qemu, board, load.workload()?, directory.path()).await?;
         // A guest that has only just filled its memory has not yet come to its own pace.
         tokio::time::sleep(Duration::from_millis(100)).await;
         Ok(Self { subject, qemu: setting.qemu.clone(), directory })
@@ -102,9 +102,54 @@ impl Drop for Guest {
 }
 
 /// A guest that sweeps its working set, with pages that nothing compresses.
-pub(crate) fn sweep(memory_mib: u64, working_set_mib: u64, rate: &str) -> anyhow::Result<Workload> {
-    let mebibytes = |number| Size::from_mebibytes(number).context("no size");
-    let rate: Rate = rate.parse()?;
-    let (memory, working_set) = (mebibytes(memory_mib)?, mebibytes(working_set_mib)?);
-    Ok(Workload::new(memory, working_set, Some(rate), Pattern::Sweep, Content::Incompressible)?)
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Load {
+    pub(crate) memory_mib: u64,
+    pub(crate) working_set_mib: u64,
+    pub(crate) rate: &'static str,
+    /// Devices besides.
+    pub(crate) devices: &'static [&'static str],
+}
+
+/// Ten devices of the kinds that guests have.
+pub(crate) const TEN_DEVICES: [&str; 30] = [
+    "-blockdev",
+    "driver=null-co,node-name=disk0,size=1G,read-zeroes=on",
+    "-device",
+    "virtio-blk-pci,id=vda,drive=disk0",
+    "-blockdev",
+    "driver=null-co,node-name=disk1,size=1G,read-zeroes=on",
+    "-device",
+    "virtio-scsi-pci,id=scsi",
+    "-device",
+    "scsi-hd,id=sda,bus=scsi.0,drive=disk1",
+    "-netdev",
+    "user,id=net0",
+    "-device",
+    "virtio-net-pci,id=nic0,netdev=net0",
+    "-netdev",
+    "user,id=net1",
+    "-device",
+    "e1000,id=nic1,netdev=net1",
+    "-device",
+    "virtio-rng-pci,id=rng",
+    "-device",
+    "virtio-balloon-pci,id=balloon",
+    "-device",
+    "virtio-serial-pci,id=serial",
+    "-device",
+    "qemu-xhci,id=usb",
+    "-device",
+    "usb-tablet,id=tablet,bus=usb.0",
+    "-device",
+    "VGA,id=vga",
+];
+
+impl Load {
+    fn workload(self) -> anyhow::Result<Workload> {
+        let mebibytes = |number| Size::from_mebibytes(number).context("no size");
+        let rate: Rate = self.rate.parse()?;
+        let (memory, working_set) = (mebibytes(self.memory_mib)?, mebibytes(self.working_set_mib)?);
+        Ok(Workload::new(memory, working_set, Some(rate), Pattern::Sweep, Content::Incompressible)?)
+    }
 }

@@ -33,7 +33,7 @@ use qmigrate::guest::Accelerator;
 
 use crate::host::{Host, Ticks};
 use crate::results::Results;
-use crate::series::Setting;
+use crate::series::{Devices, Setting};
 
 /// Measures live migrations between real pairs of QEMUs.
 #[derive(Debug, Parser)]
@@ -66,6 +66,8 @@ struct Arguments {
 enum Name {
     /// The whole command against the same steps by hand.
     WholeCommand,
+    /// The same with a guest that has ten devices.
+    TenDevices,
     /// How long a guest stands still that dirties slower than the link; unix socket.
     BlackoutUnix,
     /// The same over TCP.
@@ -102,7 +104,10 @@ fn measure(arguments: &Arguments) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         if wanted(Name::WholeCommand) {
-            series::whole_command(&setting, runs(30), &mut results).await?;
+            series::whole_command(&setting, Devices::None, runs(30), &mut results).await?;
+        }
+        if wanted(Name::TenDevices) {
+            series::whole_command(&setting, Devices::Ten, runs(30), &mut results).await?;
         }
         if wanted(Name::BlackoutUnix) {
             series::blackout(&setting, series::Stream::Unix, runs(20), &mut results).await?;

@@ -11,7 +11,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::command::{self, Ended, Memory};
-use crate::guest::{Guest, sweep};
+use crate::guest::{Guest, Load, TEN_DEVICES};
 use crate::hand;
 use crate::results::Results;
 use crate::table::{self, Figures};
@@ -93,10 +93,10 @@ async fn one(
     setting: &Setting,
     arm: Arm,
     stream: Stream,
-    workload: qmigrate::guest::Workload,
+    load: Load,
     options: &[&str],
 ) -> anyhow::Result<Run> {
-    let guest = Guest::start(setting, workload).await?;
+    let guest = Guest::start(setting, load).await?;
     let round_trip_ms = hand::round_trip_ms(&guest.monitor())?;
     let moved = match arm {
         Arm::Command => {
@@ -117,7 +117,7 @@ async fn in_turns(
     setting: &Setting,
     (series, runs): (&str, usize),
     (arms, stream): (&[Arm], Stream),
-    workload: impl Fn() -> anyhow::Result<qmigrate::guest::Workload>,
+    load: Load,
     options: &[&str],
     results: &mut Results,
 ) -> anyhow::Result<Vec<Vec<Run>>> {
@@ -125,7 +125,7 @@ async fn in_turns(
     for number in 1..=runs {
         for (arm, taken) in arms.iter().zip(&mut taken) {
             eprintln!("{series} {number}/{runs}: {}", arm.name());
-            let run = one(setting, *arm, stream, workload()?, options)
+            let run = one(setting, *arm, stream, load, options)
                 .await
                 .with_context(|| format!("{series}, run {number}, {}", arm.name()))?;
             results.add(series, &arm.name(), number, &run)?;
@@ -149,16 +149,27 @@ fn stream_time(run: &Run) -> Option<f64> {
     run.moved.stream_ms.map(|milliseconds| milliseconds as f64)
 }
 
+/// What a small guest has besides its memory.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Devices {
+    None,
+    Ten,
+}
+
 /// The whole command, with a small guest, against the same steps by hand with the same end state.
 pub(crate) async fn whole_command(
     setting: &Setting,
+    devices: Devices,
     runs: usize,
     results: &mut Results,
 ) -> anyhow::Result<()> {
     let arms = [Arm::Command, Arm::Hand { limit_ms: setting.limit_ms }];
-    let workload = || sweep(64, 4, "1MiB/s");
-    let taken =
-        in_turns(setting, ("whole-command", runs), (&arms, Stream::Unix), workload, &[], results).await?;
+    let (series, words, devices): (_, _, &[&str]) = match devices {
+        Devices::None => ("whole-command", "", &[]),
+        Devices::Ten => ("ten-devices", " and has ten devices", &TEN_DEVICES),
+    };
+    let load = Load { memory_mib: 64, working_set_mib: 4, rate: "1MiB/s", devices };
+    let taken = in_turns(setting, (series, runs), (&arms, Stream::Unix), load, &[], results).await?;
     let [command, hand] = &taken[..] else { return Ok(()) };
     let ratios: Figures = command
         .iter()
@@ -173,7 +184,7 @@ pub(crate) async fn whole_command(
     let total = |run: &Run| Some(run.moved.total_ms);
     let (command, hand) = (figures(command, total), figures(hand, total));
     table::print(
-        &format!("Whole `migrate` command, 64 MiB guest that rewrites 4 MiB ({runs} pairs, in turns)"),
+        &format!("Whole `migrate` command, 64 MiB guest that rewrites 4 MiB{words} ({runs} pairs, in turns)"),
         &["", "median (smallest - largest)"],
         &[
             vec!["`qmigrate migrate`, ms".to_owned(), command.to_string()],
@@ -202,8 +213,8 @@ pub(crate) async fn blackout(
         Stream::Unix => ("blackout-unix", &["--json"], "unix socket"),
         Stream::Tcp => ("blackout-tcp", &["--json", "--incoming", "tcp:127.0.0.1:0"], "TCP"),
     };
-    let workload = || sweep(320, 256, "50MiB/s");
-    let taken = in_turns(setting, (series, runs), (&arms, stream), workload, options, results).await?;
+    let load = Load { memory_mib: 320, working_set_mib: 256, rate: "50MiB/s", devices: &[] };
+    let taken = in_turns(setting, (series, runs), (&arms, stream), load, options, results).await?;
     let observed = |run: &Run| Some(run.heartbeat_gap_ms);
     let stop_to_resume = |run: &Run| run.moved.stop_to_resume_ms;
     let mut columns = vec![
@@ -299,9 +310,10 @@ pub(crate) async fn engine_cost(
         }
     }
     let mut long = Vec::new();
+    let load = Load { memory_mib: 192, working_set_mib: 128, rate: "2MiB/s", devices: &[] };
     for number in 1..=migrations {
         eprintln!("engine-cost {number}/{migrations}: a migration of more than 10 s");
-        let guest = Guest::start(setting, sweep(192, 128, "2MiB/s")?).await?;
+        let guest = Guest::start(setting, load).await?;
         let monitor = guest.monitor();
         let monitor = monitor.to_str().context("a path that is no text")?;
         let ended = command::run(

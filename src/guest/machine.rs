@@ -72,6 +72,8 @@ pub struct Machine {
     pub second_qmp: Option<PathBuf>,
     /// Where the heartbeat's observer listens. It must listen already, and the source's and the destination's are the same.
     pub heartbeat: PathBuf,
+    /// Further options and their values: devices that the guest takes no notice of.
+    pub more: Vec<String>,
 }
 
 impl Machine {
@@ -95,6 +97,7 @@ impl Machine {
         argument(option(&["socket,id=heartbeat,path=".as_ref(), &value(&self.heartbeat)]));
         argument("-device".into());
         argument(format!("isa-debugcon,iobase={HEARTBEAT_PORT:#x},chardev=heartbeat").into());
+        arguments.extend(self.more.iter().map(OsString::from));
         arguments
     }
 }
@@ -182,6 +185,7 @@ pub fn probe_kvm(qemu: &Path, directory: &Path, most: Duration) -> Result<Durati
         qmp: directory.join("probe-qmp"),
         second_qmp: None,
         heartbeat: observer.path().to_owned(),
+        more: Vec::new(),
     };
     let _files = Files([said.clone(), machine.qmp.clone()]);
     let child = Command::new(qemu)
@@ -259,11 +263,12 @@ mod tests {
             qmp: "/run/a,b/qmp".into(),
             second_qmp: None,
             heartbeat: "/run/a,b/heartbeat".into(),
+            more: vec!["-device".to_owned(), "VGA".to_owned()],
         };
         let expected = "-nodefaults -no-user-config -display none -machine pc,accel=tcg -m 256M -kernel /proc/1/fd/5 \
                         -qmp unix:/run/a,,b/qmp,server=on,wait=off \
                         -chardev socket,id=heartbeat,path=/run/a,,b/heartbeat \
-                        -device isa-debugcon,iobase=0xe9,chardev=heartbeat";
+                        -device isa-debugcon,iobase=0xe9,chardev=heartbeat -device VGA";
         assert_eq!(machine.arguments().join(" ".as_ref()), expected);
     }
 

@@ -98,12 +98,14 @@ pub struct Board<'a> {
     pub machine: &'a str,
     /// Who executes it.
     pub accelerator: Accelerator,
+    /// Further options and their values: devices that the guest takes no notice of.
+    pub more: &'a [&'a str],
 }
 
 impl Board<'_> {
     /// The newest machine that a QEMU has.
     pub fn newest(accelerator: Accelerator) -> Self {
-        Self { machine: "pc", accelerator }
+        Self { machine: "pc", accelerator, more: &[] }
     }
 }
 
@@ -145,6 +147,7 @@ impl Subject {
             qmp: qmp.clone(),
             second_qmp: Some(directory.join(SECOND_MONITOR)),
             heartbeat: observer.path().to_owned(),
+            more: board.more.iter().copied().map(str::to_owned).collect(),
         };
         // It starts in the guest's directory, from which a relative path names something else.
         let mut command = vec![std::path::absolute(qemu).map_err(failed)?.into_os_string()];

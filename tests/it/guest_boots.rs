@@ -87,6 +87,7 @@ impl Guest {
             qmp: at("qmp"),
             second_qmp: None,
             heartbeat: at("heartbeat"),
+            more: Vec::new(),
         };
         let process = Process::start(qemu, &machine.arguments(), at("log"));
         let qmp = Qmp::connect(&machine.qmp);
@@ -319,6 +320,7 @@ fn a_working_set_beyond_the_memory_is_refused_by_the_guest() {
         qmp: at("qmp"),
         second_qmp: None,
         heartbeat: observer.path().to_owned(),
+        more: Vec::new(),
     };
     let process = Process::start(&qemu, &machine.arguments(), at("log"));
     let mut qmp = Qmp::connect(&machine.qmp);

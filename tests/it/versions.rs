@@ -58,7 +58,7 @@ impl Route {
 
 async fn under_tcg(route: Route) {
     let Some((from, to)) = route.qemus("a guest under TCG from") else { return };
-    let board = Board { machine: route.machine, accelerator: Accelerator::Tcg };
+    let board = Board { machine: route.machine, ..Board::newest(Accelerator::Tcg) };
     let lab = Lab::start_on(&from, board, 32, Some("20MiB/s")).await;
     if qemu_version(&from).unwrap() >= (9, 0) {
         return route.travel(&lab, &to, &[]).await;
@@ -113,7 +113,7 @@ async fn under_kvm_every_version_moves_its_guest_live() {
                 return support::skip(TEST, &format!("KVM does not run the guest here: {error}"));
             }
         }
-        let board = Board { machine: route.machine, accelerator: Accelerator::Kvm };
+        let board = Board { machine: route.machine, ..Board::newest(Accelerator::Kvm) };
         // Where KVM itself is emulated a guest fills its memory at a few mebibytes per second.
         let lab = Lab::start_on(&from, board, 2, Some("4MiB/s")).await;
         route.travel(&lab, &to, &[]).await;
@@ -124,7 +124,7 @@ async fn under_kvm_every_version_moves_its_guest_live() {
 async fn back_and_forth_between_10_0_and_11_1_nothing_is_lost() {
     const ROUTE: Route = ROUTES[6];
     let Some((old, new)) = ROUTE.qemus("back and forth from") else { return };
-    let board = Board { machine: ROUTE.machine, accelerator: Accelerator::Tcg };
+    let board = Board { machine: ROUTE.machine, ..Board::newest(Accelerator::Tcg) };
     let lab = Lab::start_on(&old, board, 32, Some("20MiB/s")).await;
     let monitor = lab.subject.monitor.path().unwrap();
     let prove = async |done: &Move| {

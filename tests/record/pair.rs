@@ -139,6 +139,7 @@ impl Pair {
                 qmp: qmp.clone(),
                 second_qmp: None,
                 heartbeat: observer.path().to_owned(),
+                more: Vec::new(),
             };
             let mut arguments = machine.arguments();
             arguments.extend(options.iter().map(OsString::from));
