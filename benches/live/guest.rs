@@ -114,11 +114,11 @@ pub(crate) struct Load {
 /// Ten devices of the kinds that guests have.
 pub(crate) const TEN_DEVICES: [&str; 30] = [
     "-blockdev",
-    "driver=null-co,node-name=disk0,size=1G,read-zeroes=on",
+    "driver=null-co,node-name=disk0,size=1073741824,read-zeroes=on",
     "-device",
     "virtio-blk-pci,id=vda,drive=disk0",
     "-blockdev",
-    "driver=null-co,node-name=disk1,size=1G,read-zeroes=on",
+    "driver=null-co,node-name=disk1,size=1073741824,read-zeroes=on",
     "-device",
     "virtio-scsi-pci,id=scsi",
     "-device",
