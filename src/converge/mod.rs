@@ -8,8 +8,11 @@
 
 /// The rate of the stream, from what was sent.
 mod bandwidth;
+/// The dirty set as a curve: what a pass of some length leaves.
+mod curve;
 /// The limit that starts low and rises only within the budget.
 mod controller;
 
 pub use bandwidth::Bandwidth;
+pub use curve::{Bound, DirtyCurve, Window};
 pub use controller::{Budget, Controller, Verdict};
