@@ -1,15 +1,30 @@
 //! The rate of the stream, from what was sent.
+//!
+//! A running mean, which forgets the past where the link has become another: two windows in a row that are far from it
+//! on the same side, half a second after the step.
 
-/// Windows shorter than this say more about scheduling than about the link (QEMU's own window is 100 ms).
-const SHORTEST_WINDOW_MS: f64 = 100.0;
+/// Windows shorter than this say more about scheduling than about the link.
+const WINDOW_MS: f64 = 250.0;
+/// The first is shorter, so that there is something to go by: QEMU's own.
+const FIRST_WINDOW_MS: f64 = 100.0;
 /// How much a new window weighs against the past.
 const WEIGHT: f64 = 0.4;
+/// A window that is further from the mean than this share of it is far from it.
+const FAR: f64 = 0.2;
 
 /// A running estimate of the stream's rate.
 #[derive(Debug, Clone, Default)]
 pub struct Bandwidth {
     window_start: Option<(f64, u64)>,
     bytes_per_ms: Option<f64>,
+    /// Which way the last window was far from the mean.
+    far: Option<Side>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Above,
+    Below,
 }
 
 impl Bandwidth {
@@ -20,12 +35,24 @@ impl Bandwidth {
             return;
         };
         let elapsed_ms = at_ms - start_ms;
-        if elapsed_ms < SHORTEST_WINDOW_MS {
+        let window_ms = if self.bytes_per_ms.is_none() { FIRST_WINDOW_MS } else { WINDOW_MS };
+        if elapsed_ms < window_ms {
             return;
         }
         let rate = as_f64(transferred_bytes.saturating_sub(start_bytes)) / elapsed_ms;
-        self.bytes_per_ms = Some(self.bytes_per_ms.map_or(rate, |old| old + WEIGHT * (rate - old)));
         self.window_start = Some((at_ms, transferred_bytes));
+        let Some(mean) = self.bytes_per_ms else {
+            self.bytes_per_ms = Some(rate);
+            return;
+        };
+        let far = match rate / mean {
+            share if share > 1.0 + FAR => Some(Side::Above),
+            share if share < 1.0 - FAR => Some(Side::Below),
+            _ => None,
+        };
+        let is_step = far.is_some() && far == self.far;
+        self.bytes_per_ms = Some(if is_step { rate } else { mean + WEIGHT * (rate - mean) });
+        self.far = far.filter(|_| !is_step);
     }
 
     /// The estimate in bytes per millisecond, once there is one and something moves.
@@ -58,7 +85,7 @@ mod tests {
         let mut bandwidth = Bandwidth::default();
         assert_eq!(bandwidth.bytes_per_second(), 0);
         for step in 0..10_u32 {
-            bandwidth.observe(f64::from(step) * 100.0, u64::from(step) * 10_000_000);
+            bandwidth.observe(f64::from(step) * 250.0, u64::from(step) * 25_000_000);
         }
         assert_eq!(bandwidth.bytes_per_second(), 100_000_000);
     }
@@ -70,5 +97,26 @@ mod tests {
             bandwidth.observe(at_ms, bytes);
         }
         assert_eq!(bandwidth.bytes_per_second(), 100_000_000);
+    }
+
+    /// What the estimate is after windows with these rates, both in kilobytes per second.
+    fn after(rates: &[u64]) -> u64 {
+        let mut bandwidth = Bandwidth::default();
+        let (mut at_ms, mut sent) = (0.0, 0);
+        bandwidth.observe(at_ms, sent);
+        for rate in rates {
+            (at_ms, sent) = (at_ms + 250.0, sent + 250 * rate);
+            bandwidth.observe(at_ms, sent);
+        }
+        bandwidth.bytes_per_second() / 1000
+    }
+
+    #[test]
+    fn a_step_of_the_link_is_taken_over_after_two_windows_and_an_outlier_is_not() {
+        assert_eq!(after(&[1000, 1000, 250, 250]), 250);
+        assert_eq!(after(&[250, 250, 1000, 1000]), 1000);
+        assert_eq!(after(&[1000, 1000, 250]), 700);
+        let outliers = after(&[1000, 250, 1000, 250, 1000]);
+        assert!((600..1000).contains(&outliers), "{outliers}");
     }
 }

@@ -203,7 +203,7 @@ mod tests {
 
     use super::*;
 
-    const MIB: f64 = 1048576.0;
+    const MIB: f64 = 1_048_576.0;
 
     fn window(length_ms: f64, dirtied_bytes: f64) -> Window {
         Window { length_ms, dirtied_bytes, weight: 1.0 }
@@ -214,22 +214,19 @@ mod tests {
         DirtyCurve::fit(&windows).unwrap()
     }
 
+    type Guest = (&'static str, fn(f64) -> f64);
+
     /// A guest that sweeps its set, one that writes into it at random, one that has a small hot set in a large cold one.
-    fn guests() -> Vec<(&'static str, Box<dyn Fn(f64) -> f64>)> {
-        vec![
-            ("sweep", Box::new(|t| (t * 0.8 * MIB).min(64.0 * MIB))),
-            ("uniform", Box::new(|t| 64.0 * MIB * share(t, 300.0))),
-            (
-                "hot and cold",
-                Box::new(|t| 16.0 * MIB * share(t, 50.0) + 256.0 * MIB * share(t, 5000.0) + t * 0.01 * MIB),
-            ),
-        ]
-    }
+    const GUESTS: [Guest; 3] = [
+        ("sweep", |t| (t * 0.8 * MIB).min(64.0 * MIB)),
+        ("uniform", |t| 64.0 * MIB * share(t, 300.0)),
+        ("hot and cold", |t| 16.0 * MIB * share(t, 50.0) + 256.0 * MIB * share(t, 5000.0) + t * 0.01 * MIB),
+    ];
 
     #[test]
     fn windows_of_several_lengths_give_the_curve_between_them() {
-        for (name, dirtied) in guests() {
-            let curve = curve(&[50.0, 100.0, 250.0, 1000.0, 4000.0], &dirtied);
+        for (name, dirtied) in GUESTS {
+            let curve = curve(&[50.0, 100.0, 250.0, 1000.0, 4000.0], dirtied);
             for length in [70.0, 150.0, 500.0, 2000.0, 3500.0] {
                 let (fitted, exact) = (curve.bytes(length, Bound::Fitted), dirtied(length));
                 assert!((fitted / exact - 1.0).abs() < 0.15, "{name} {length} ms: {fitted} for {exact}");
@@ -239,12 +236,15 @@ mod tests {
 
     #[test]
     fn a_single_window_bounds_all_others_by_concavity() {
-        for (name, dirtied) in guests() {
-            let curve = curve(&[1000.0], &dirtied);
+        for (name, dirtied) in GUESTS {
+            let curve = curve(&[1000.0], dirtied);
             for length in [1.0, 10.0, 100.0, 999.0, 1001.0, 10_000.0] {
                 let (low, high) = (curve.bytes(length, Bound::Low), curve.bytes(length, Bound::High));
                 let exact = dirtied(length);
-                assert!(low <= exact * 1.001 && exact <= high * 1.001, "{name} {length} ms: {low} {exact} {high}");
+                assert!(
+                    low <= exact * 1.001 && exact <= high * 1.001,
+                    "{name} {length} ms: {low} {exact} {high}"
+                );
             }
         }
     }

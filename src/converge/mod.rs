@@ -10,9 +10,12 @@
 mod bandwidth;
 /// The dirty set as a curve: what a pass of some length leaves.
 mod curve;
+/// What a migration will take from here on.
+mod forecast;
 /// The limit that starts low and rises only within the budget.
 mod controller;
 
 pub use bandwidth::Bandwidth;
-pub use curve::{Bound, DirtyCurve, Window};
 pub use controller::{Budget, Controller, Verdict};
+pub use curve::{Bound, DirtyCurve, Window};
+pub use forecast::{Course, Feasible, Prospect};
