@@ -112,7 +112,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Set(arguments) => set::run(arguments).await,
         Command::Pause(arguments) => pause::run(arguments).await,
         Command::Cancel(arguments) => cancel::run(arguments).await,
-        Command::Recover(arguments) => recover::run(arguments).await,
+        Command::Recover(arguments) => Box::pin(recover::run(arguments)).await,
         Command::Template(arguments) => template::run(arguments).await,
         Command::Start(arguments) => start::run(arguments).await,
     }

@@ -3,8 +3,11 @@
 use std::time::Duration;
 
 use super::bandwidth::{Bandwidth, as_f64};
+use super::curve::{Bound, DirtyCurve};
+use super::forecast::{Course, Prospect};
+use super::passes::Passes;
 use crate::record::{Choice, Forecast, Sample};
-use crate::units::{DowntimeMs, show_bytes};
+use crate::units::{DowntimeMs, show_bytes, show_duration};
 
 /// Where the limit starts: below it the cost of the switch itself outweighs what is copied in it.
 const FIRST_LIMIT_MS: u64 = 2;
@@ -19,6 +22,9 @@ const STALLED_PASSES: u32 = 3;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Room above what a pass has left, for what is dirtied while it is sent.
 const MARGIN: f64 = 1.1;
+
+/// No forecast reaches further than an hour.
+const LONGEST_MS: f64 = 3.6e6;
 
 /// What the user allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,10 +60,13 @@ pub struct Controller {
     budget: Budget,
     limit_ms: u64,
     bandwidth: Bandwidth,
+    passes: Passes,
     pass: u64,
     smallest_pass_bytes: Option<u64>,
     stalled_passes: u32,
     given_up: bool,
+    /// Whether it has been said what to expect.
+    has_foretold: bool,
 }
 
 impl Controller {
@@ -67,10 +76,12 @@ impl Controller {
             budget,
             limit_ms: FIRST_LIMIT_MS.min(budget.largest_limit_ms()),
             bandwidth: Bandwidth::default(),
+            passes: Passes::default(),
             pass: 0,
             smallest_pass_bytes: None,
             stalled_passes: 0,
             given_up: false,
+            has_foretold: false,
         }
     }
 
@@ -100,6 +111,7 @@ impl Controller {
     /// Takes in a sample; says what is to be done, if anything is. Times are milliseconds since streaming began.
     pub fn observe(&mut self, sample: &Sample, streaming_ms: f64) -> Option<Verdict> {
         self.bandwidth.observe(sample.at_ms, sample.transferred_bytes);
+        self.passes.observe(sample);
         if self.given_up {
             return None;
         }
@@ -119,6 +131,11 @@ impl Controller {
         if first && sample.passes <= 1 { None } else { self.judge_pass(sample.remaining_bytes, streaming_ms) }
     }
 
+    /// Takes in how much the guest dirtied in a window that was sampled beside the stream and has just ended.
+    pub fn observe_sampled(&mut self, at_ms: f64, length_ms: f64, dirtied_bytes: f64) {
+        self.passes.sampled(at_ms, length_ms, dirtied_bytes);
+    }
+
     fn judge_pass(&mut self, remaining_bytes: u64, streaming_ms: f64) -> Option<Verdict> {
         let is_low = self
             .smallest_pass_bytes
@@ -126,7 +143,7 @@ impl Controller {
         if is_low {
             self.smallest_pass_bytes = Some(remaining_bytes);
             self.stalled_passes = 0;
-            return None;
+            return self.foretell(remaining_bytes);
         }
         self.stalled_passes += 1;
         let largest_ms = self.budget.largest_limit_ms();
@@ -152,8 +169,69 @@ impl Controller {
             show_bytes(remaining_bytes),
             self.budget.max_downtime
         );
-        let forecast = needed_ms.map(|needed| Forecast { blackout_ms: needed + as_f64(SWITCH_COST_MS) });
+        let forecast = self.forecast(remaining_bytes).or_else(|| {
+            let blackout_ms = needed_ms? + as_f64(SWITCH_COST_MS);
+            Some(Forecast {
+                blackout_ms,
+                blackout_between_ms: None,
+                stream_ms: None,
+                passes: None,
+                bytes: None,
+            })
+        });
         Verdict { choice: Choice::Limit { downtime_limit_ms: self.limit_ms }, reason, forecast }
+    }
+
+    /// Says once, as the first pass that tells something has begun, what to expect.
+    fn foretell(&mut self, remaining_bytes: u64) -> Option<Verdict> {
+        if self.has_foretold {
+            return None;
+        }
+        let forecast = self.forecast(remaining_bytes)?;
+        self.has_foretold = true;
+        let blackout = show_duration(Duration::from_secs_f64(forecast.blackout_ms / 1e3));
+        let stream = forecast.stream_ms.map_or_else(String::new, |stream_ms| {
+            format!(" in {}", show_duration(Duration::from_secs_f64(stream_ms / 1e3)))
+        });
+        let reason = format!(
+            "the guest dirtied {} while the pass before was sent: it is expected to stand still{stream}, for {blackout}",
+            show_bytes(remaining_bytes),
+        );
+        Some(Verdict { choice: Choice::Wait, reason, forecast: Some(forecast) })
+    }
+
+    /// What comes of the limit in force, or of the smallest one with which there is an end.
+    fn forecast(&self, remaining_bytes: u64) -> Option<Forecast> {
+        let (curve, bytes_per_ms) = (self.passes.curve()?, self.bandwidth.bytes_per_ms()?);
+        let outlook = |bound| self.outlook(&curve, bytes_per_ms, remaining_bytes, bound);
+        let likely = outlook(Bound::Fitted)?;
+        let blackout = |bound| outlook(bound).map(|prospect| prospect.blackout_ms);
+        Some(Forecast {
+            blackout_ms: likely.blackout_ms,
+            blackout_between_ms: blackout(Bound::Low).zip(blackout(Bound::High)),
+            stream_ms: Some(likely.stream_ms),
+            passes: Some(likely.passes),
+            bytes: Some(rounded_up(likely.bytes)),
+        })
+    }
+
+    fn outlook(
+        &self,
+        curve: &DirtyCurve,
+        bytes_per_ms: f64,
+        remaining_bytes: u64,
+        bound: Bound,
+    ) -> Option<Prospect> {
+        let course = Course {
+            curve,
+            bound,
+            bytes_per_ms,
+            left_bytes: as_f64(remaining_bytes),
+            into_pass_ms: 0.0,
+            switch_ms: as_f64(SWITCH_COST_MS),
+        };
+        let in_force = course.under(as_f64(self.limit_ms));
+        in_force.or_else(|| course.smallest_limit_within(LONGEST_MS).map(|found| found.prospect))
     }
 
     fn infeasible(&self) -> Verdict {
@@ -208,15 +286,36 @@ mod tests {
         assert_eq!(controller.limit_ms(), 2);
         for (number, remaining) in (1..8).map(|number| (number, 1_u64 << (30 - 3 * number))) {
             let at_ms = as_f64(number) * 1000.0;
-            assert_eq!(controller.observe(&pass(number, remaining, at_ms), at_ms), None);
+            let verdict = controller.observe(&pass(number, remaining, at_ms), at_ms);
+            assert!(verdict.is_none_or(|verdict| verdict.choice == Choice::Wait));
         }
+        assert_eq!(controller.limit_ms(), 2);
+    }
+
+    #[test]
+    fn what_to_expect_is_said_once_as_the_second_pass_begins() {
+        let mut controller = Controller::new(budget(300));
+        let mut told = Vec::new();
+        for number in 1..8 {
+            let at_ms = as_f64(number) * 1000.0;
+            told.extend(controller.observe(&pass(number, 1 << (30 - 3 * number), at_ms), at_ms));
+        }
+        let [Verdict { choice: Choice::Wait, forecast: Some(forecast), .. }] = &told[..] else {
+            panic!("{told:?}")
+        };
+        // 16 MiB left, at 100 MB/s and half a second of the guest.
+        assert!((5.0..10.0).contains(&forecast.blackout_ms), "{forecast:?}");
+        assert!((100.0..300.0).contains(&forecast.stream_ms.unwrap()), "{forecast:?}");
+        let (low, high) = forecast.blackout_between_ms.unwrap();
+        assert!(low <= forecast.blackout_ms && forecast.blackout_ms <= high, "{forecast:?}");
     }
 
     #[test]
     fn the_limit_rises_to_what_a_plateau_needs_and_not_to_the_whole_budget() {
         let mut controller = Controller::new(budget(300));
         for number in 1..3 {
-            assert_eq!(controller.observe(&pass(number, 1_000_000, as_f64(number) * 200.0), 0.0), None);
+            let verdict = controller.observe(&pass(number, 1_000_000, as_f64(number) * 200.0), 0.0);
+            assert!(verdict.is_none_or(|verdict| verdict.choice == Choice::Wait));
         }
         let verdict = controller.observe(&pass(3, 1_000_000, 600.0), 0.0).unwrap();
         assert_eq!(verdict.choice, Choice::Limit { downtime_limit_ms: 11 });

@@ -174,7 +174,8 @@ fn mixture(windows: &[Window]) -> (Vec<Set>, f64) {
     let mut parts = vec![0.0; times.len() + 1];
     for _ in 0..ROUNDS {
         let mut changed: f64 = 0.0;
-        for (index, value) in parts.iter_mut().enumerate() {
+        // The cold ones first: a single window says nothing of how hot its pages are, and most guests are cold.
+        for (index, value) in parts.iter_mut().enumerate().rev() {
             let column = || rows.iter().map(|row| row[index]);
             let square: f64 = column().map(|entry| entry * entry).sum();
             let pull: f64 = column().zip(&rests).map(|(entry, rest)| entry * rest).sum();

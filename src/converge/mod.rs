@@ -15,7 +15,11 @@ mod forecast;
 /// The limit that starts low and rises only within the budget.
 mod controller;
 
+/// The passes of one migration as windows in which the guest dirtied memory.
+mod passes;
+
 pub use bandwidth::Bandwidth;
 pub use controller::{Budget, Controller, Verdict};
 pub use curve::{Bound, DirtyCurve, Window};
 pub use forecast::{Course, Feasible, Prospect};
+pub use passes::Passes;

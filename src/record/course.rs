@@ -103,17 +103,31 @@ pub enum Choice {
     },
     /// The time budget is spent.
     OutOfTime,
+    /// Go on as it is.
+    Wait,
     /// A person stopped the guest so that what is left can be sent.
     Pause,
     /// A person changed a budget.
     Budget,
 }
 
-/// What the controller expects.
+/// What the controller expects, from this moment on.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Forecast {
     /// The blackout, in milliseconds.
     pub blackout_ms: f64,
+    /// The least and the most that it may be by what has been measured; absent where too little has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blackout_between_ms: Option<(f64, f64)>,
+    /// Until the guest stops, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stream_ms: Option<f64>,
+    /// Passes until then, the one that runs included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub passes: Option<u32>,
+    /// Yet to be sent, in bytes, the final copy included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
 }
 
 /// A decision with its reason, one line that a person understands.

@@ -59,7 +59,7 @@ impl Driver<'_> {
                 self.explain(&reason);
                 self.take(Input::Retreat).await;
             }
-            Choice::Pause | Choice::Budget => {}
+            Choice::Wait | Choice::Pause | Choice::Budget => {}
         }
     }
 
