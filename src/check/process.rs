@@ -203,6 +203,25 @@ mod tests {
         child.kill().await.unwrap();
     }
 
+    #[tokio::test]
+    async fn a_program_that_was_replaced_is_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let (own, path) = (directory.path().join("sleep"), std::env::var_os("PATH").unwrap());
+        let real = std::env::split_paths(&path)
+            .map(|place| place.join("sleep"))
+            .find(|path| path.is_file())
+            .unwrap();
+        std::fs::copy(&real, &own).unwrap();
+        let mut child = tokio::process::Command::new(&own).arg("1000").kill_on_drop(true).spawn().unwrap();
+        let pid = i32::try_from(child.id().unwrap()).unwrap();
+        std::fs::remove_file(&own).unwrap();
+        let told = async || process(pid, SourceEnds::ByItself).await.warnings;
+        assert!(told().await[0].message.contains("is not there any more"));
+        std::fs::copy(&real, &own).unwrap();
+        assert!(told().await[0].message.contains("the destination runs the new one"));
+        child.kill().await.unwrap();
+    }
+
     #[test]
     fn whoever_looks_after_the_source_is_named_with_a_way_out() {
         let runsv = Supervisor::Program { pid: 9, name: "runsv".into() };
