@@ -1,6 +1,6 @@
 //! Blockers in what tells a destination from its source.
 
-use super::Blocker;
+use super::{Blocker, Code};
 use crate::qemu::hardware::Difference;
 
 const HINT: &str = "the destination needs the hardware that the guest has now: the same command line, and what was plugged \
@@ -10,10 +10,10 @@ const HINT: &str = "the destination needs the hardware that the guest has now: t
 pub fn differences(found: &[Difference]) -> Vec<Blocker> {
     let blocker = |difference: &Difference| {
         let code = match difference {
-            Difference::Value { .. } => "differs",
-            Difference::Missing(_) => "missing-there",
-            Difference::Extra(_) => "extra-there",
-            Difference::Features { .. } => "processor-features",
+            Difference::Value { .. } => Code::Differs,
+            Difference::Missing(_) => Code::MissingThere,
+            Difference::Extra(_) => Code::ExtraThere,
+            Difference::Features { .. } => Code::ProcessorFeatures,
         };
         Blocker::new(code, difference.to_string(), HINT)
     };

@@ -1,6 +1,6 @@
 //! Blockers in what the source says of itself.
 
-use super::Blocker;
+use super::{Blocker, Code, Findings};
 use crate::qemu::Inventory;
 use crate::qemu::dialect::TCG_KEEPS_WRITES_FROM;
 use crate::qmp::words::{MigrationStatus, RunState};
@@ -16,21 +16,54 @@ pub enum Intent {
     NonLive,
 }
 
-/// All that stands in the way of moving this source.
-pub fn blockers(source: &Inventory, intent: Intent) -> Vec<Blocker> {
-    let mut found = Vec::new();
-    found.extend(state_blocker(source));
-    found.extend(migration_blocker(source));
-    found.extend(source.migration.blocked_reasons.iter().map(|reason| {
+/// All that is found in what this source says of itself.
+pub fn findings(source: &Inventory, intent: Intent) -> Findings {
+    let mut found = Findings::default();
+    found.blockers.extend(state_blocker(source));
+    found.blockers.extend(migration_blocker(source));
+    found.blockers.extend(source.migration.blocked_reasons.iter().map(|reason| {
         Blocker::new(
-            "blocked",
+            Code::Blocked,
             format!("QEMU says that this guest cannot be migrated: {reason}"),
             "remove the device or option named, or move the guest while it is shut down",
         )
     }));
-    found.extend(second_guest(source));
-    found.extend(lost_writes(source).filter(|_| intent == Intent::Live));
+    found.blockers.extend(second_guest(source));
+    match (lost_writes(source), intent) {
+        (Some(lost), Intent::Live) => found.block(lost),
+        (Some(lost), Intent::LiveUnsafe) => found.warn(lost),
+        _ => {}
+    }
+    if let Some(warning) = state_warning(source) {
+        found.warn(warning);
+    }
     found
+}
+
+/// A guest that does not run, and is well: it will not run where it goes either.
+fn state_warning(source: &Inventory) -> Option<Blocker> {
+    let run_it = "`cont` on its monitor runs it, here or there";
+    match &source.state {
+        RunState::PreLaunch => Some(Blocker::new(
+            Code::NeverRan,
+            "the guest was started stopped (-S) and has not run since; it will stand still on the destination too",
+            run_it,
+        )),
+        RunState::Suspended => Some(Blocker::new(
+            Code::Asleep,
+            "the guest sleeps (ACPI S3), and will sleep on the destination too",
+            "`system_wakeup` on its monitor wakes it",
+        )),
+        RunState::Watchdog | RunState::Debug => Some(Blocker::new(
+            Code::Stopped,
+            format!(
+                "the guest is in the state '{}', and will stand still on the destination too",
+                source.state
+            ),
+            run_it,
+        )),
+        _ => None,
+    }
 }
 
 /// COLO keeps a second guest in step. With `x-colo` on the source alone that guest runs on the destination in spite of
@@ -39,7 +72,7 @@ pub fn blockers(source: &Inventory, intent: Intent) -> Vec<Blocker> {
 fn second_guest(source: &Inventory) -> Option<Blocker> {
     source.dialect.is_on("x-colo").then(|| {
         Blocker::new(
-            "colo",
+            Code::Colo,
             "the capability x-colo is on: this guest would be kept twice, and not be moved",
             "switch it off on the source's monitor: migrate-set-capabilities, x-colo, false",
         )
@@ -48,10 +81,10 @@ fn second_guest(source: &Inventory) -> Option<Blocker> {
 
 /// Why a live migration of this guest would lose what it writes. A guest that was moved all the same crashes as likely
 /// as not, and its QEMU still calls it running (run on 7.2).
-pub fn lost_writes(source: &Inventory) -> Option<Blocker> {
+fn lost_writes(source: &Inventory) -> Option<Blocker> {
     (!source.kvm && source.version < TCG_KEEPS_WRITES_FROM).then(|| {
         Blocker::new(
-            "tcg-loses-writes",
+            Code::TcgLosesWrites,
             format!(
                 "this guest runs under TCG on QEMU {}, which loses writes of the guest in a live migration (mended in \
                  QEMU 9.0, commit 03bfc2188f)",
@@ -66,22 +99,24 @@ fn state_blocker(source: &Inventory) -> Option<Blocker> {
     let nothing = "there is nothing to move; name the QEMU that runs the guest";
     match &source.state {
         RunState::InMigrate => Some(Blocker::new(
-            "inmigrate",
+            Code::InMigrate,
             "this QEMU is itself a destination: it waits for a guest to come in",
             nothing,
         )),
         RunState::PostMigrate => Some(Blocker::new(
-            "postmigrate",
+            Code::PostMigrate,
             "the guest has left this QEMU already, by an earlier migration",
             "name the QEMU that it went to; if that one is gone for certain, `cont` on this one's monitor runs the \
              guest here again",
         )),
-        RunState::PreConfig => {
-            Some(Blocker::new("preconfig", "this QEMU has not made its machine yet (-preconfig)", nothing))
-        }
+        RunState::PreConfig => Some(Blocker::new(
+            Code::PreConfig,
+            "this QEMU has not made its machine yet (-preconfig)",
+            nothing,
+        )),
         RunState::GuestPanicked | RunState::InternalError | RunState::IoError | RunState::Shutdown => {
             Some(Blocker::new(
-                "not-healthy",
+                Code::NotHealthy,
                 format!(
                     "the guest is in the state '{}', and would be in the same one elsewhere",
                     source.state
@@ -98,7 +133,7 @@ fn migration_blocker(source: &Inventory) -> Option<Blocker> {
     let idle = status == MigrationStatus::None || status.is_terminal();
     (!idle && source.state != RunState::InMigrate).then(|| {
         Blocker::new(
-            "already-migrating",
+            Code::AlreadyMigrating,
             format!("this guest is being migrated already (status '{status}'), and not by this engine"),
             "`qmigrate watch SOURCE` follows it, `qmigrate cancel SOURCE` ends it",
         )
@@ -126,7 +161,7 @@ mod tests {
     }
 
     fn codes(source: &Inventory, intent: Intent) -> Vec<&'static str> {
-        blockers(source, intent).into_iter().map(|blocker| blocker.code).collect()
+        findings(source, intent).blockers.into_iter().map(|blocker| blocker.code.word()).collect()
     }
 
     #[test]
@@ -149,6 +184,23 @@ mod tests {
         );
         source.kvm = true;
         assert!(!codes(&source, Intent::Live).contains(&"tcg-loses-writes"));
+    }
+
+    #[test]
+    fn a_guest_that_does_not_run_is_told_so_or_refused() {
+        let warnings = |state| -> Vec<String> {
+            let found = findings(&source(state), Intent::Live);
+            assert_eq!(found.blockers, []);
+            found.warnings.into_iter().map(|warning| warning.code).collect()
+        };
+        assert_eq!(warnings(RunState::Running), [] as [&str; 0]);
+        assert_eq!(warnings(RunState::PreLaunch), ["prelaunch"]);
+        assert_eq!(warnings(RunState::Suspended), ["suspended"]);
+        assert_eq!(warnings(RunState::Watchdog), ["stopped"]);
+        for state in [RunState::GuestPanicked, RunState::InternalError, RunState::IoError, RunState::Shutdown]
+        {
+            assert_eq!(codes(&source(state), Intent::NonLive), ["not-healthy"]);
+        }
     }
 
     #[test]

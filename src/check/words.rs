@@ -1,6 +1,6 @@
 //! Words for what could not even be looked at: an error of the rooms below becomes a blocker with a hint.
 
-use super::{Blocker, chain};
+use super::{Blocker, Code, chain};
 use crate::host::{DirectoryError, ProcError};
 use crate::qemu::LocateError;
 use crate::qemu::dialect::LimitsError;
@@ -18,23 +18,23 @@ impl From<LocateError> for Blocker {
             LocateError::Connect { error, holder } => connect(&error, holder),
             LocateError::Process(error) => process(&error),
             LocateError::CommandLine { .. } => {
-                Self::new("not-qemu", error.to_string(), "name the QMP socket or the process of a QEMU")
+                Self::new(Code::NotQemu, error.to_string(), "name the QMP socket or the process of a QEMU")
             }
             LocateError::HumanMonitorOnly { .. } | LocateError::NoMonitor(_) => {
-                Self::new("no-qmp", error.to_string(), ADD_A_MONITOR)
+                Self::new(Code::NoQmp, error.to_string(), ADD_A_MONITOR)
             }
             LocateError::Another { .. } => Self::new(
-                "another-process",
+                Code::AnotherProcess,
                 error.to_string(),
                 "`qmigrate list` shows which QEMU answers where",
             ),
             LocateError::NotLoopback(_) => Self::new(
-                "not-loopback",
+                Code::NotLoopback,
                 error.to_string(),
                 "forward the monitor to a socket on this machine: ssh -L /run/x.qmp:/path/of/monitor HOST",
             ),
             LocateError::OtherUser { .. } => {
-                Self::new("other-user", error.to_string(), "run qmigrate as that user, or as root")
+                Self::new(Code::OtherUser, error.to_string(), "run qmigrate as that user, or as root")
             }
         }
     }
@@ -44,59 +44,61 @@ fn connect(error: &ConnectError, holder: Option<(i32, String)>) -> Blocker {
     let message = chain(error);
     match error {
         ConnectError::NotFound { .. } => Blocker::new(
-            "no-socket",
+            Code::NoSocket,
             message,
             "`qmigrate list` shows the QEMUs of this host and their sockets",
         ),
         ConnectError::PermissionDenied { .. } => {
-            Blocker::new("permission", message, "run qmigrate as the user of that QEMU, or as root")
+            Blocker::new(Code::Permission, message, "run qmigrate as the user of that QEMU, or as root")
         }
         ConnectError::NotASocket { .. } => Blocker::new(
-            "not-a-socket",
+            Code::NotASocket,
             message,
             "name the socket that QEMU got by -qmp; `qmigrate list` shows those of this host",
         ),
         ConnectError::NobodyListens { .. } => Blocker::new(
-            "nobody-listens",
+            Code::NobodyListens,
             message,
             "the socket is a left-over; `qmigrate list` shows the QEMUs that run",
         ),
         ConnectError::NoGreeting { .. } => match holder {
             Some((pid, _)) if u32::try_from(pid).is_ok_and(|pid| pid == std::process::id()) => Blocker::new(
-                "same-qemu",
+                Code::SameQemu,
                 format!("{message}; this very command holds it: source and destination are the same QEMU"),
                 "name a second QEMU, started with the source's command line and -incoming defer",
             ),
             Some((pid, command)) if is_engine(pid) => Blocker::new(
-                "busy",
+                Code::Busy,
                 format!("{message}; process {pid} holds it ({command})"),
                 "`qmigrate status` tells what it does, `qmigrate cancel SOURCE` ends its migration",
             ),
             Some((pid, command)) => Blocker::new(
-                "busy",
+                Code::Busy,
                 format!("{message}; process {pid} holds it ({command})"),
                 format!(
                     "end process {pid}, or give the guest a second monitor: -qmp unix:PATH2,server=on,wait=off"
                 ),
             ),
             None => Blocker::new(
-                "busy",
+                Code::Busy,
                 message,
                 "close the other client, or give the guest a second monitor: -qmp unix:PATH2,server=on,wait=off",
             ),
         },
-        ConnectError::HumanMonitor { .. } => Blocker::new("human-monitor", message, ADD_A_MONITOR),
+        ConnectError::HumanMonitor { .. } => Blocker::new(Code::HumanMonitor, message, ADD_A_MONITOR),
         ConnectError::NotQmp { .. } => {
-            Blocker::new("not-qmp", message, "name the socket that QEMU got by -qmp")
+            Blocker::new(Code::NotQmp, message, "name the socket that QEMU got by -qmp")
         }
         ConnectError::ClosedBeforeGreeting { .. } => Blocker::new(
-            "not-qmp",
+            Code::NotQmp,
             message,
             "the QEMU there has just ended, or that is not the socket that it got by -qmp; `qmigrate list` shows both",
         ),
-        _ => {
-            Blocker::new("connect", message, "`qmigrate list` shows the QEMUs of this host and their sockets")
-        }
+        _ => Blocker::new(
+            Code::Connect,
+            message,
+            "`qmigrate list` shows the QEMUs of this host and their sockets",
+        ),
     }
 }
 
@@ -111,13 +113,15 @@ fn is_engine(pid: i32) -> bool {
 fn process(error: &ProcError) -> Blocker {
     match error {
         ProcError::Gone(_) => {
-            Blocker::new("no-process", error.to_string(), "`qmigrate list` shows the QEMUs that run")
+            Blocker::new(Code::NoProcess, error.to_string(), "`qmigrate list` shows the QEMUs that run")
         }
-        ProcError::Denied(..) => {
-            Blocker::new("permission", error.to_string(), "run qmigrate as the user of that QEMU, or as root")
-        }
+        ProcError::Denied(..) => Blocker::new(
+            Code::Permission,
+            error.to_string(),
+            "run qmigrate as the user of that QEMU, or as root",
+        ),
         _ => Blocker::new(
-            "process",
+            Code::Process,
             chain(error),
             "`qmigrate list` shows the QEMUs of this host; one can be named by its QMP socket too",
         ),
@@ -144,7 +148,7 @@ impl From<LimitsError> for Blocker {
                 "`qmigrate features SOURCE` shows what it has; every QEMU from 2.4 on has one or the other"
             }
         };
-        Self::new("dialect", error.to_string(), hint)
+        Self::new(Code::Dialect, error.to_string(), hint)
     }
 }
 
@@ -153,16 +157,18 @@ impl From<ProbeError> for Blocker {
         let message = chain(&error);
         match error {
             ProbeError::Directory(error) => error.into(),
-            ProbeError::Launch { .. } => {
-                Self::new("no-binary", message, "is it a program, executable, and for this kind of machine?")
-            }
+            ProbeError::Launch { .. } => Self::new(
+                Code::NoBinary,
+                message,
+                "is it a program, executable, and for this kind of machine?",
+            ),
             ProbeError::Died { .. } | ProbeError::NoMonitor { .. } | ProbeError::Connect { .. } => Self::new(
-                "not-qemu",
+                Code::NotQemu,
                 message,
                 "is it a QEMU system emulator? It was started with -machine none, -S and a QMP monitor",
             ),
             ProbeError::Listen { .. } => Self::new(
-                "directory",
+                Code::Directory,
                 message,
                 "set XDG_RUNTIME_DIR to a directory of your own whose name is short: a socket's path has 107 bytes",
             ),
@@ -172,14 +178,14 @@ impl From<ProbeError> for Blocker {
 
 impl From<CallError> for Blocker {
     fn from(error: CallError) -> Self {
-        Self::bare("qmp", chain(&error))
+        Self::bare(Code::Qmp, chain(&error))
     }
 }
 
 impl From<DirectoryError> for Blocker {
     fn from(error: DirectoryError) -> Self {
         Self::new(
-            "directory",
+            Code::Directory,
             chain(&error),
             "make room for it, or set XDG_RUNTIME_DIR to a directory of your own",
         )
@@ -191,30 +197,32 @@ impl From<RewriteError> for Blocker {
         let message = error.to_string();
         match error {
             RewriteError::SharedMemory(_) => Self::new(
-                "shared-memory",
+                Code::SharedMemory,
                 message,
                 "start the guest with share=off, or with memory-backend-memfd",
             ),
             RewriteError::ConfigurationFile(_) => Self::new(
-                "readconfig",
+                Code::ReadConfig,
                 message,
                 "put its options on the command line, or start the destination yourself: --destination-qmp",
             ),
             RewriteError::LostDirectory(_) => Self::new(
-                "relative-path",
+                Code::RelativePath,
                 message,
                 "start guests that daemonize with absolute paths, or start the destination yourself: --destination-qmp",
             ),
-            RewriteError::Snapshot(_) => {
-                Self::new("snapshot", message, "start the guest with a real overlay: qemu-img create -b BASE")
-            }
+            RewriteError::Snapshot(_) => Self::new(
+                Code::Snapshot,
+                message,
+                "start the guest with a real overlay: qemu-img create -b BASE",
+            ),
         }
     }
 }
 
 impl From<TemplateError> for Blocker {
     fn from(error: TemplateError) -> Self {
-        Self::new("template", chain(&error), error.hint())
+        Self::new(Code::Template, chain(&error), error.hint())
     }
 }
 
@@ -223,7 +231,7 @@ impl From<TwinError> for Blocker {
         let message = chain(&error);
         match error {
             TwinError::Launch { .. } => Self::new(
-                "no-binary",
+                Code::NoBinary,
                 message,
                 "--qemu PATH names the destination's QEMU; is it there and executable?",
             ),
@@ -239,11 +247,11 @@ impl From<TwinError> for Blocker {
                 } else {
                     "its command line is made from the source's, or from --template; -vv shows it, --qemu PATH names another QEMU"
                 };
-                Self::new("destination-died", message, hint)
+                Self::new(Code::DestinationDied, message, hint)
             }
-            TwinError::Aborted => Self::bare("cancelled", message),
+            TwinError::Aborted => Self::bare(Code::Cancelled, message),
             _ => Self::new(
-                "destination",
+                Code::Destination,
                 message,
                 "-vv shows the destination's command line; does it start by hand?",
             ),

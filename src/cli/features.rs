@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
-use qmigrate::check::Blocker;
+use qmigrate::check::{Blocker, Code};
 use qmigrate::host::runtime_directory;
 use qmigrate::qemu::dialect::features::Features;
 use qmigrate::qemu::dialect::probe::Probe;
@@ -113,7 +113,7 @@ fn named(typed: &str) -> Result<Named, Blocker> {
     let is_prefixed = ["unix:", "tcp:", "pid:", "ssh:"].iter().any(|prefix| typed.starts_with(prefix));
     if is_prefixed || path.metadata().is_ok_and(|metadata| metadata.file_type().is_socket()) {
         let name = typed.parse().map(Named::Running);
-        return name.map_err(|error| Blocker::new("name", format!("{error}"), WHAT_IS_TAKEN));
+        return name.map_err(|error| Blocker::new(Code::Name, format!("{error}"), WHAT_IS_TAKEN));
     }
     // As in a shell, a bare name is one in PATH.
     let found = in_path(typed).filter(|_| !typed.contains('/'));
@@ -127,11 +127,11 @@ const WHAT_IS_TAKEN: &str =
 fn not_there(typed: &str) -> Blocker {
     if typed == USUAL {
         return Blocker::new(
-            "no-binary",
+            Code::NoBinary,
             "there is no qemu-system-x86_64 on this machine",
             "apt-get install qemu-system-x86 (Debian), or name one: qmigrate features PATH",
         );
     }
     let place = if typed.contains('/') { "there is no such file" } else { "no such file, and none in PATH" };
-    Blocker::new("no-binary", format!("{typed}: {place}"), WHAT_IS_TAKEN)
+    Blocker::new(Code::NoBinary, format!("{typed}: {place}"), WHAT_IS_TAKEN)
 }

@@ -1,11 +1,11 @@
 //! `migrate`: moves a guest.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use qmigrate::host::runtime_directory;
+use qmigrate::host::{UnitName, runtime_directory};
 use qmigrate::migrate::engine::{self, Services};
 use qmigrate::migrate::phase::AtDestination;
 use qmigrate::migrate::plan::{Destination, Incoming, Limits, MadeFrom, Mode, Plan, Risks, SourceAfter};
@@ -19,14 +19,11 @@ use qmigrate::units::{DowntimeMs, Rate, parse_duration};
 use super::session::{OutputArguments, Session, Signals};
 use super::{detach, executable, refuse, template, without_secrets};
 
-#[expect(clippy::struct_excessive_bools, reason = "flags are what was typed; the plan has types")]
-/// Moves a running guest to a second QEMU on this machine, started from the first one's command line or a template.
+/// What decides whether a guest can be moved.
 #[derive(Debug, Args)]
-pub(crate) struct Arguments {
+pub(crate) struct Choices {
     /// The guest: its QMP socket (PATH, unix:PATH, tcp:HOST:PORT) or its process (pid:PID).
     source: String,
-    #[command(flatten)]
-    limits: LimitArguments,
     /// Starts the destination from this template and not from the source's command line.
     #[arg(long, value_name = "FILE", conflicts_with = "destination_qmp")]
     template: Option<PathBuf>,
@@ -45,9 +42,29 @@ pub(crate) struct Arguments {
     /// Does not end the source once the guest runs elsewhere; it stays, stopped.
     #[arg(long)]
     keep_source: bool,
+    /// Ends the source by `systemctl stop UNIT`, for one that systemd would start anew.
+    #[arg(long, value_name = "UNIT", conflicts_with = "keep_source")]
+    source_unit: Option<UnitName>,
     /// Stops the guest first: no page is sent twice, and the guest stands still all the while.
     #[arg(long)]
     non_live: bool,
+    /// How downtime and bandwidth are set: modern, by migrate-set-parameters; legacy, by the two commands that QEMU
+    /// had for it until 5.2; auto, as the QEMU can.
+    #[arg(long, value_name = "WHICH", default_value = "auto", hide_possible_values = true)]
+    dialect: Dialect,
+    /// Moves a guest also where it may not survive that: live where QEMU is known to lose its writes (TCG before 9.0), or
+    /// to a destination with other hardware.
+    #[arg(long = "unsafe")]
+    accept_risks: bool,
+}
+
+/// Moves a running guest to a second QEMU on this machine, started from the first one's command line or a template.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    choices: Choices,
+    #[command(flatten)]
+    limits: LimitArguments,
     /// Does not start the guest on the destination.
     #[arg(long)]
     leave_paused: bool,
@@ -57,14 +74,6 @@ pub(crate) struct Arguments {
     /// Prints the destination's command line, after all checks; changes nothing.
     #[arg(long, conflicts_with = "detach")]
     dry_run: bool,
-    /// How downtime and bandwidth are set: modern, by migrate-set-parameters; legacy, by the two commands that QEMU
-    /// had for it until 5.2; auto, as the QEMU can.
-    #[arg(long, value_name = "WHICH", default_value = "auto", hide_possible_values = true)]
-    dialect: Dialect,
-    /// Moves a guest also where it may not survive that: live where QEMU is known to lose its writes (TCG before 9.0), or
-    /// to a destination with other hardware.
-    #[arg(long = "unsafe")]
-    accept_risks: bool,
     #[command(flatten)]
     output: OutputArguments,
     /// The engine that --detach starts: the migration's name.
@@ -113,31 +122,23 @@ impl LimitArguments {
 }
 
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    let source = match arguments.source.parse() {
-        Ok(source) => source,
-        Err(error) => return Ok(refuse(error, Some("a guest is named by its QMP socket, or by pid:PID"))),
-    };
-    let incoming = match incoming(&arguments.incoming) {
-        Ok(incoming) => incoming,
+    let Arguments { choices, limits, leave_paused, detach, dry_run, output, detached } = arguments;
+    let runtime = runtime_directory()?;
+    let plan = match choices.plan(detached.unwrap_or_default(), &runtime) {
+        Ok(plan) => plan,
         Err(refused) => return Ok(refused),
     };
-    let made_from = match made_from(&arguments) {
-        Ok(made_from) => made_from,
-        Err(refused) => return Ok(refused),
-    };
-    if arguments.detach {
+    if detach {
         return detach::run().await;
     }
-    let runtime = runtime_directory()?;
-    let output = arguments.output.clone();
-    if arguments.dry_run {
-        let plan = plan(arguments, source, made_from, incoming, &runtime);
-        return Ok(dry_run(&plan).await);
+    let at_destination = if leave_paused { AtDestination::Standing } else { AtDestination::AsBefore };
+    let plan = Plan { limits: limits.limits(), at_destination, ..plan };
+    if dry_run {
+        return Ok(self::dry_run(&plan).await);
     }
     probe::clear(&runtime);
     let signals = Signals::catch()?;
     let report = output.open_report()?;
-    let plan = plan(arguments, source, made_from, incoming, &runtime);
     let mut session = Session::open(&plan, &output, report, signals, &runtime)?;
     let services = Services {
         history: &mut session.history,
@@ -164,7 +165,7 @@ async fn dry_run(plan: &Plan) -> ExitCode {
         say!("nothing stands in the way; the destination is there already");
         return ExitCode::SUCCESS;
     };
-    for warning in &rewritten.warnings {
+    for warning in source.warnings.iter().chain(&rewritten.warnings) {
         say!("warning: {}", warning.message);
     }
     let words = without_secrets(&rewritten.line).render();
@@ -192,7 +193,7 @@ fn incoming(text: &str) -> Result<Incoming, ExitCode> {
 }
 
 /// What the destination's command line is made from.
-fn made_from(arguments: &Arguments) -> Result<MadeFrom, ExitCode> {
+fn made_from(arguments: &Choices) -> Result<MadeFrom, ExitCode> {
     let Some(path) = &arguments.template else { return Ok(MadeFrom::Source) };
     let (file, values) = template::read(path, &arguments.set)?;
     if values.get(Placeholder::Incoming).is_some() {
@@ -204,34 +205,34 @@ fn made_from(arguments: &Arguments) -> Result<MadeFrom, ExitCode> {
     Ok(MadeFrom::Template(Box::new(file), values))
 }
 
-fn plan(
-    arguments: Arguments,
-    source: QemuName,
-    made_from: MadeFrom,
-    incoming: Incoming,
-    runtime: &std::path::Path,
-) -> Plan {
-    let id = arguments.detached.unwrap_or_default();
-    let directory = runtime.join(id.as_str());
-    let destination = match arguments.destination_qmp {
-        Some(name) => Destination::Started(name),
-        None => Destination::Start { made_from, qemu: arguments.qemu.map(executable), incoming },
-    };
-    Plan {
-        id,
-        typed: arguments.source,
-        source,
-        destination,
-        limits: arguments.limits.limits(),
-        mode: if arguments.non_live { Mode::NonLive } else { Mode::Live },
-        at_destination: if arguments.leave_paused {
-            AtDestination::Standing
-        } else {
-            AtDestination::AsBefore
-        },
-        source_after: if arguments.keep_source { SourceAfter::Keep } else { SourceAfter::Quit },
-        risks: if arguments.accept_risks { Risks::Accept } else { Risks::Refuse },
-        dialect: arguments.dialect.into(),
-        directory,
+impl Choices {
+    /// The plan that they make, with the usual limits; or what was wrong with them, which has been said.
+    pub(crate) fn plan(self, id: MigrationId, runtime: &Path) -> Result<Plan, ExitCode> {
+        let source = self.source.parse();
+        let source = source
+            .map_err(|error| refuse(error, Some("a guest is named by its QMP socket, or by pid:PID")))?;
+        let incoming = incoming(&self.incoming)?;
+        let made_from = made_from(&self)?;
+        let destination = match self.destination_qmp {
+            Some(name) => Destination::Started(name),
+            None => Destination::Start { made_from, qemu: self.qemu.map(executable), incoming },
+        };
+        Ok(Plan {
+            directory: runtime.join(id.as_str()),
+            id,
+            typed: self.source,
+            source,
+            destination,
+            limits: Limits::default(),
+            mode: if self.non_live { Mode::NonLive } else { Mode::Live },
+            at_destination: AtDestination::AsBefore,
+            source_after: match self.source_unit {
+                Some(unit) => SourceAfter::StopUnit(unit),
+                None if self.keep_source => SourceAfter::Keep,
+                None => SourceAfter::Quit,
+            },
+            risks: if self.accept_risks { Risks::Accept } else { Risks::Refuse },
+            dialect: self.dialect.into(),
+        })
     }
 }

@@ -19,6 +19,8 @@ macro_rules! data {
 
 /// `cancel`: the guest goes back to its source.
 mod cancel;
+/// `check`: all that stands in the way of moving a guest.
+mod check;
 /// `demo`: the embedded guest, moved and proven.
 mod demo;
 /// Lets the engine run on without its terminal.
@@ -78,6 +80,7 @@ const EXIT_CODES: &str = "Exit codes: 0 migrated and running; 1 not migrated, th
 enum Command {
     Demo(demo::Arguments),
     Migrate(migrate::Arguments),
+    Check(check::Arguments),
     List(list::Arguments),
     Features(features::Arguments),
     Status(status::Arguments),
@@ -105,6 +108,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     match arguments.command {
         Command::Demo(arguments) => demo::run(arguments).await,
         Command::Migrate(arguments) => migrate::run(arguments).await,
+        Command::Check(arguments) => check::run(arguments).await,
         Command::List(arguments) => list::run(arguments).await,
         Command::Features(arguments) => features::run(arguments).await,
         Command::Status(arguments) => status::run(arguments).await,

@@ -14,11 +14,11 @@ use qmigrate::migrate::history::{History, Witness};
 use qmigrate::migrate::journal::{Begun, Journal, JournalError};
 use qmigrate::migrate::order::{Commander, Orders, Request, orders};
 use qmigrate::migrate::plan::Plan;
-use qmigrate::record::{End, Outcome, Record};
+use qmigrate::record::{End, Outcome, Record, Warning};
 use qmigrate::report::{JsonLines, Progress, summary};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::Hinted;
+use super::{Hinted, refuse};
 
 /// Where a migration is shown.
 #[derive(Debug, Clone, Args)]
@@ -176,6 +176,9 @@ impl Session {
                 record.id
             );
         }
+        if outcome.end == End::Refused && !record.blockers.is_empty() {
+            return refuse_all(&record.blockers);
+        }
         tell(outcome)
     }
 }
@@ -184,6 +187,16 @@ impl Session {
 pub(crate) fn unwritable(error: JournalError) -> anyhow::Error {
     let blocker = Blocker::from(error);
     Hinted::new(&anyhow::anyhow!(blocker.message), blocker.hint.unwrap_or_default()).into()
+}
+
+/// Says all that stood in the way, each with what to do about it; what is to be done about several is said once.
+fn refuse_all(blockers: &[Warning]) -> ExitCode {
+    for (at, blocker) in blockers.iter().enumerate() {
+        let hint = blocker.hint.as_deref();
+        let is_next_ones_too = blockers.get(at + 1).is_some_and(|next| next.hint.as_deref() == hint);
+        refuse(&blocker.message, hint.filter(|_| !is_next_ones_too));
+    }
+    ExitCode::from(End::Refused.exit_code())
 }
 
 /// Says how a migration ended, and gives the exit code.

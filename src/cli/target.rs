@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use qapi_qmp as words;
-use qmigrate::check::Blocker;
+use qmigrate::check::{Blocker, Code};
 use qmigrate::control::{Engine, EngineError, Question, engines, latest};
 use qmigrate::host::{runtime_directory, state_directory};
 use qmigrate::migrate::step::limits::{self, QemuLimits};
@@ -40,7 +40,7 @@ pub(crate) async fn find(name: Option<&str>) -> anyhow::Result<Result<Target, Bl
         return match engines.len() {
             1 => Ok(Ok(Target::Engine(Box::new(engines.remove(0))))),
             0 => Ok(Err(Blocker::new(
-                "no-engine",
+                Code::NoEngine,
                 "no migration runs on this host",
                 "name the guest or the migration: qmigrate status SOURCE",
             ))),
@@ -62,7 +62,7 @@ pub(crate) async fn find(name: Option<&str>) -> anyhow::Result<Result<Target, Bl
         Err(error) => {
             return Ok(past()
                 .map(|record| Target::Past(Box::new(record)))
-                .ok_or_else(|| Blocker::bare("name", error.to_string())));
+                .ok_or_else(|| Blocker::bare(Code::Name, error.to_string())));
         }
     };
     let located = locate(&qemu, Leg::Source, Deadlines { connect: GREETING_WITHIN }).await;

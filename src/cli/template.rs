@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Args;
-use qmigrate::check::Blocker;
+use qmigrate::check::{Blocker, Code};
 use qmigrate::host::runtime_directory;
 use qmigrate::migrate::step::survey::GREETING_WITHIN;
 use qmigrate::qemu::template::{Derived, Origin, Placeholder, TemplateError, TemplateFile, Values, derive};
@@ -51,7 +51,7 @@ async fn template_of(source: &QemuName) -> Result<(String, Derived), Blocker> {
     let inventory = Inventory::take(&located.client).await?;
     let Some((view, line)) = located.process else {
         return Err(Blocker::new(
-            "no-process",
+            Code::NoProcess,
             format!("the process behind {} cannot be told from its address", located.address),
             "name the process: qmigrate template pid:PID",
         ));

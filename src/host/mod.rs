@@ -14,9 +14,12 @@ mod proc;
 mod process;
 /// Who holds the other end of a unix socket.
 mod socket;
+/// Who would start a process anew once it has ended.
+mod supervisor;
 
 pub use directory::{DirectoryError, PrivateDirectory, runtime_directory, state_directory};
 pub use launch::{Credentials, Launch, Life, Output, as_user, end, launch};
 pub use proc::{ProcError, ProcessView, command_line, executable, processes};
 pub use process::{ProcessHandle, ProcessIdentity, executable_name};
 pub use socket::{listening_process, unix_socket_clients};
+pub use supervisor::{Supervisor, Unit, UnitError, UnitName, UnitNameError, supervisor};

@@ -176,18 +176,24 @@ impl Ending {
         remainder: &mut Vec<String>,
     ) -> Vec<Moved> {
         let kept = || finish::kept_names(&self.renames);
-        let mut names = match (self.source_after, verified, over) {
+        let mut names = match (&self.source_after, verified, over) {
             (_, Verified::Lost(_), _) | (SourceAfter::Keep, _, Ok(())) => kept(),
             (_, _, Err(error)) => {
                 remainder.push(error.to_string());
                 kept()
             }
-            (SourceAfter::Quit, Verified::Unknown(why), Ok(())) => {
+            (_, Verified::Unknown(why), Ok(())) => {
                 remainder.push(format!("{why}, so that the source was not ended"));
                 kept()
             }
-            (SourceAfter::Quit, Verified::Well(_), Ok(())) => {
-                match finish::quit(&self.source.client, &self.source.process).await {
+            (after, Verified::Well(_), Ok(())) => {
+                let ended = match after {
+                    SourceAfter::StopUnit(unit) => {
+                        finish::stop_unit(unit, &self.source.process, &self.destination.process).await
+                    }
+                    _ => finish::quit(&self.source.client, &self.source.process).await,
+                };
+                match ended {
                     Ok(()) => finish::take_names(&self.renames, &self.owner),
                     Err(error) => {
                         remainder.push(error.to_string());

@@ -11,7 +11,7 @@ use super::journal::{Journal, Step};
 use super::order::Orders;
 use super::outcome;
 use super::phase::{AtSource, Guest, Phase};
-use super::plan::{Mode, Plan, Risks};
+use super::plan::{Plan, Risks};
 use super::side::{Contact, Side};
 use super::step::agree::Agreement;
 use super::step::destination::Held;
@@ -19,7 +19,7 @@ use super::step::limits::QemuLimits;
 use super::step::prepare::{self, Originals, PrepareError, Settings};
 use super::step::survey::Source;
 use super::step::{self, destination, finish, survey};
-use crate::check::{Blocker, chain, lost_writes};
+use crate::check::{Blocker, Code, chain};
 use crate::converge::Controller;
 use crate::host::PrivateDirectory;
 use crate::qemu::twin;
@@ -50,7 +50,12 @@ impl std::fmt::Debug for Services<'_> {
 pub async fn run(plan: &Plan, mut services: Services<'_>) -> Outcome {
     let outcome = match attempt(plan, &mut services).await {
         Ok(outcome) => outcome,
-        Err(blockers) => outcome::refused(&blockers),
+        Err(blockers) => {
+            for blocker in blockers.iter().filter(|blocker| blocker.code != Code::Cancelled) {
+                services.history.add(Entry::Blocker(blocker.clone().into()));
+            }
+            outcome::refused(&blockers)
+        }
     };
     end(outcome, services.history, services.journal)
 }
@@ -80,10 +85,8 @@ async fn attempt(plan: &Plan, services: &mut Services<'_>) -> Result<Outcome, Ve
     history.add(Entry::Source(party.clone()));
     journal.claim(source.as_written_down(party)).map_err(|error| vec![error.into()])?;
 
-    if plan.mode == Mode::Live
-        && let Some(accepted) = lost_writes(&source.inventory)
-    {
-        history.warn(accepted.code, accepted.message, accepted.hint.as_deref());
+    for warning in &source.warnings {
+        history.add(Entry::Warning(warning.clone()));
     }
 
     history.enter(PhaseName::Destination);
@@ -165,7 +168,7 @@ async fn with_destination(
     let ending = Ending {
         source,
         destination,
-        source_after: plan.source_after,
+        source_after: plan.source_after.clone(),
         started_by,
         directory: directory.clone(),
         directories,
@@ -179,7 +182,7 @@ async fn with_destination(
 }
 
 fn cancelled(reason: &str) -> Blocker {
-    Blocker::bare("cancelled", format!("{reason}; nothing had been moved yet"))
+    Blocker::bare(Code::Cancelled, format!("{reason}; nothing had been moved yet"))
 }
 
 /// Both sides could not be made ready.
@@ -244,7 +247,7 @@ async fn prepare_destination(
         return Err(refused(differences));
     }
     for accepted in differences {
-        history.warn(accepted.code, accepted.message, None);
+        history.warn(accepted.code.word(), accepted.message, None);
     }
     let listen = async {
         let found = prepare::settings(&source.client).await?;

@@ -27,7 +27,7 @@ mod story;
 pub use story::{Begun, Destination, Running, Source, Step, Story};
 
 use super::phase::Phase;
-use crate::check::{Blocker, chain};
+use crate::check::{Blocker, Code, chain};
 use crate::host::ProcessIdentity;
 use crate::record::MigrationId;
 
@@ -96,28 +96,28 @@ impl From<JournalError> for Blocker {
         let message = chain(&error);
         match error {
             JournalError::Claimed { id, engine_lives: true } | JournalError::EngineLives(id) => Self::new(
-                "under-way",
+                Code::UnderWay,
                 message,
                 format!("`qmigrate watch {id}` follows it, `qmigrate cancel {id}` ends it"),
             ),
             JournalError::Claimed { id, .. } => Self::new(
-                "not-recovered",
+                Code::NotRecovered,
                 message,
                 format!("`qmigrate recover {id}` brings it to an end; `qmigrate recover --list` shows all"),
             ),
             JournalError::None(_) => {
-                Self::new("no-journal", message, "`qmigrate recover --list` shows what is open")
+                Self::new(Code::NoJournal, message, "`qmigrate recover --list` shows what is open")
             }
             JournalError::OtherSchema { .. } => {
-                Self::new("journal", message, "use the qmigrate that began this migration")
+                Self::new(Code::Journal, message, "use the qmigrate that began this migration")
             }
             JournalError::Io { .. } => Self::new(
-                "journal",
+                Code::Journal,
                 message,
                 "a migration is written down before it begins: see that there is room, and that this user may write there",
             ),
             JournalError::NotOurs { .. } | JournalError::Damaged { .. } => Self::new(
-                "journal",
+                Code::Journal,
                 message,
                 "look at both QEMUs (`qmigrate list`); once the guest runs on one of them, remove the file",
             ),

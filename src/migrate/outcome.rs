@@ -4,7 +4,7 @@ use super::driver::Conclusion;
 use super::history::History;
 use super::phase::Rest;
 use super::side::{Contact, Side};
-use crate::check::Blocker;
+use crate::check::{Blocker, Code};
 use crate::host::ProcError;
 use crate::qmp::Leg;
 use crate::qmp::words::{MigrationInfo, RunState};
@@ -27,7 +27,7 @@ fn outcome(end: End, guest: Whereabouts, message: impl Into<String>, hint: Optio
 
 /// Refused, or given up before it began: nothing was changed.
 pub(super) fn refused(blockers: &[Blocker]) -> Outcome {
-    if let [Blocker { code: "cancelled", message, hint }] = blockers {
+    if let [Blocker { code: Code::Cancelled, message, hint }] = blockers {
         let message = format!("not moved: {message}");
         return outcome(End::NotMigrated, Whereabouts::Unchanged, message, hint.clone());
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::converge::Budget;
+use crate::host::UnitName;
 use crate::migrate::phase::AtDestination;
 use crate::qemu::QemuName;
 use crate::qemu::dialect::Wish;
@@ -112,11 +113,13 @@ pub enum Destination {
 }
 
 /// What becomes of the source once the guest runs elsewhere.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SourceAfter {
     /// It quits, and the guest takes over its names.
     Quit,
+    /// The same, but by its unit of systemd, which would start it anew otherwise.
+    StopUnit(UnitName),
     /// It stays, stopped for good (`postmigrate`).
     Keep,
 }

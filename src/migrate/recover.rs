@@ -87,7 +87,7 @@ async fn mend(story: Story, source: &Source, services: &mut Services<'_>) -> Res
     let ending = Ending {
         source: from,
         destination: to,
-        source_after: story.begun.source_after,
+        source_after: story.begun.source_after.clone(),
         started_by: made.started_by,
         directory: own_directory(&story, &owner),
         directories: directories(&story, &made, &owner),

@@ -117,6 +117,9 @@ pub struct Record {
     pub decisions: Vec<Decision>,
     /// What the user should know though it stopped nothing.
     pub warnings: Vec<Warning>,
+    /// What stood in its way, where it was refused.
+    #[serde(default)]
+    pub blockers: Vec<Warning>,
     /// How it ended; absent while it runs.
     pub outcome: Option<Outcome>,
 }
@@ -139,6 +142,8 @@ pub enum Entry {
     Decision(Decision),
     /// Something the user should know.
     Warning(Warning),
+    /// Something that stands in the way.
+    Blocker(Warning),
     /// The end.
     Result(Box<Outcome>),
 }
@@ -159,6 +164,7 @@ impl Record {
             samples: Vec::new(),
             decisions: Vec::new(),
             warnings: Vec::new(),
+            blockers: Vec::new(),
             outcome: None,
         }
     }
@@ -173,6 +179,7 @@ impl Record {
             Entry::Sample(sample) => self.samples.push(sample),
             Entry::Decision(decision) => self.decisions.push(decision),
             Entry::Warning(warning) => self.warnings.push(warning),
+            Entry::Blocker(blocker) => self.blockers.push(blocker),
             Entry::Result(outcome) => self.outcome = Some(*outcome),
         }
     }

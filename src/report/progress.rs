@@ -90,7 +90,7 @@ impl Witness for Progress {
                     self.say(&format!("hint: {hint}"));
                 }
             }
-            Entry::Source(_) | Entry::Destination(_) | Entry::Result(_) => {}
+            Entry::Source(_) | Entry::Destination(_) | Entry::Blocker(_) | Entry::Result(_) => {}
         }
     }
 }

@@ -37,14 +37,20 @@ fn a_destination_binary_that_is_not_there_or_cannot_be_executed_is_named() {
 fn a_destination_that_dies_as_it_starts_is_quoted() {
     let Some(qemu) = qemu_or_skip("a_destination_that_dies_as_it_starts_is_quoted") else { return };
     let source = Source::start(&qemu, &[]);
-    let program = script(&source.place, "echo 'the sky has fallen' >&2\nprintf '\\033[2J' >&2\nexit 7");
+    // One that can be asked what it is, and then cannot be a destination.
+    let answers = format!("case \"$*\" in *'-machine none'*) exec '{}' \"$@\" ;; esac\n", qemu.display());
+    let dies = |lines: &str| script(&source.place, &format!("{answers}{lines}"));
+    let program = dies("echo 'the sky has fallen' >&2\nprintf '\\033[2J' >&2\nexit 7");
     let said = source.refuses(&["--qemu", text(&program)]);
     said.tells(&["the destination ended as it started", "exit status: 7", "the sky has fallen"]);
     assert!(!said.text.contains('\x1b'), "{said:?}");
-    script(&source.place, "kill -9 $$");
+    dies("kill -9 $$");
     source.refuses(&["--qemu", text(&program)]).tells(&["ended as it started", "signal: 9"]);
-    script(&source.place, "exit 0");
+    dies("exit 0");
     source.refuses(&["--qemu", text(&program)]).tells(&["ended as it started", "it said: nothing"]);
+    // One that cannot even be asked.
+    script(&source.place, "echo 'no QEMU' >&2; exit 1");
+    source.refuses(&["--qemu", text(&program)]).tells(&["ended as it started", "no QEMU", "system emulator"]);
     source.moves();
 }
 

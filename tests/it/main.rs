@@ -28,6 +28,10 @@ mod bad_destination;
 mod compare;
 /// Sources that cannot be moved: a sentence, a hint, exit 2, and the source untouched.
 mod bad_input;
+/// All that stands in the way, in one run; `migrate` refuses with the same.
+mod check;
+/// Sources that somebody would start anew: the guest never runs twice.
+mod supervised;
 /// Sizes, rates and times that are none: each flag refuses them before anything is touched.
 mod bad_units;
 

@@ -81,7 +81,7 @@ impl Begun {
             started_at: jiff::Timestamp::now(),
             request: plan.request(),
             at_destination: plan.at_destination,
-            source_after: plan.source_after,
+            source_after: plan.source_after.clone(),
             directory: plan.directory.clone(),
         }
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use qapi_qmp as words;
 
 use super::survey::{GREETING_WITHIN, Source};
-use crate::check::Blocker;
+use crate::check::{Blocker, Code};
 use crate::host::{PrivateDirectory, ProcessHandle, ProcessView};
 use crate::migrate::journal::{self, Journal, Running, Step};
 use crate::migrate::plan::{Destination, Plan, StartedBy};
@@ -63,11 +63,11 @@ pub async fn get(
         return Ok((started(name, plan.dialect, journal).await?, Vec::new()));
     }
     let Some(rewritten) = source.rewritten.clone() else {
-        return Err(Blocker::bare("destination", "there is no destination in this plan"));
+        return Err(Blocker::bare(Code::Destination, "there is no destination in this plan"));
     };
     let log = plan.directory.join(LOG);
     let address = Address::unix(rewritten.qmp.clone())
-        .map_err(|error| Blocker::bare("destination", error.to_string()))?;
+        .map_err(|error| Blocker::bare(Code::Destination, error.to_string()))?;
     journal.write(&Step::Destination(Box::new(journal::Destination {
         address: address.clone(),
         started_by: StartedBy::Engine,
@@ -122,7 +122,7 @@ async fn started(name: &QemuName, wish: Wish, journal: &mut Journal) -> Result<H
     let is_fresh = matches!(inventory.migration_status(), MigrationStatus::None | MigrationStatus::Setup);
     if !waits || !is_fresh {
         return Err(Blocker::new(
-            "not-waiting",
+            Code::NotWaiting,
             format!(
                 "the QEMU at {} does not wait for a guest (state '{}', migration '{}')",
                 located.address,
@@ -134,13 +134,13 @@ async fn started(name: &QemuName, wish: Wish, journal: &mut Journal) -> Result<H
     }
     let Some((view, _)) = located.process else {
         return Err(Blocker::new(
-            "no-process",
+            Code::NoProcess,
             format!("the process behind {} cannot be told from its address", located.address),
             "name the process: --destination-qmp pid:PID",
         ));
     };
     let process = ProcessHandle::open(view.pid).map_err(|error| {
-        Blocker::bare("process", format!("process {} cannot be watched: {error}", view.pid))
+        Blocker::bare(Code::Process, format!("process {} cannot be watched: {error}", view.pid))
     })?;
     journal.write(&Step::Destination(Box::new(journal::Destination {
         address: located.address.clone(),

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use qapi_qmp as words;
 
-use crate::host::{Credentials, ProcessHandle, as_user};
+use crate::check::chain;
+use crate::host::{Credentials, ProcessHandle, Unit, UnitError, UnitName, as_user};
 use crate::migrate::side::LAST_BREATH;
 use crate::qemu::ANSWER_WITHIN;
 use crate::qemu::rewrite::Rename;
@@ -16,6 +17,9 @@ use crate::record::Moved;
 
 /// A QEMU whose guest has left closes its images and ends; on a slow disk that takes a while.
 const QUIT_WITHIN: Duration = Duration::from_secs(20);
+
+/// What a unit does as it stops takes no longer, or its own `TimeoutStopSec=` (90 s) ends it.
+const STOP_WITHIN: Duration = Duration::from_secs(100);
 
 /// A source says completed 0.4 to 2.1 ms before its run state says so (measured on four versions).
 const FINAL_WITHIN: Duration = Duration::from_secs(2);
@@ -36,6 +40,17 @@ pub enum QuitError {
     StillThere {
         /// Its process.
         pid: i32,
+    },
+    /// The destination lives in the source's unit, and would end with it.
+    #[error("the destination is in the unit {0} too, which was not stopped: the guest would end with it")]
+    SharedUnit(UnitName),
+    /// Its unit cannot be stopped.
+    #[error("the source's unit {unit} could not be stopped: {}", chain(error))]
+    Unit {
+        /// Which.
+        unit: UnitName,
+        /// Why.
+        error: UnitError,
     },
 }
 
@@ -78,6 +93,24 @@ pub async fn quit(client: &Client, process: &ProcessHandle) -> Result<(), QuitEr
         Ok(())
     } else {
         Err(QuitError::StillThere { pid: process.pid() })
+    }
+}
+
+/// The same by its unit of systemd, which would start it anew if it ended by itself.
+pub async fn stop_unit(
+    name: &UnitName,
+    source: &ProcessHandle,
+    destination: &ProcessHandle,
+) -> Result<(), QuitError> {
+    if Unit::of(destination.pid()).is_some_and(|unit| unit.name == *name) {
+        return Err(QuitError::SharedUnit(name.clone()));
+    }
+    let stopped = Unit::named(name, source.pid()).stop(STOP_WITHIN).await;
+    stopped.map_err(|error| QuitError::Unit { unit: name.clone(), error })?;
+    if source.ended_within(QUIT_WITHIN).await {
+        Ok(())
+    } else {
+        Err(QuitError::StillThere { pid: source.pid() })
     }
 }
 

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use super::agree::{self, Agreement, Capabilities};
 use super::limits::{self, QemuLimits};
-use crate::check::{Blocker, chain};
+use crate::check::{Blocker, Code, chain};
 use crate::migrate::plan::StartedBy;
 use crate::qemu::ANSWER_WITHIN;
 use crate::qemu::dialect::Dialect;
@@ -61,7 +61,7 @@ impl From<PrepareError> for Blocker {
     fn from(error: PrepareError) -> Self {
         let hint = matches!(error, PrepareError::Unlike(_))
             .then(|| "start it with -incoming defer, or set the source as it is there".to_owned());
-        Self { hint, ..Self::bare("prepare", chain(&error)) }
+        Self { hint, ..Self::bare(Code::Prepare, chain(&error)) }
     }
 }
 

@@ -1,19 +1,28 @@
 //! Looks at the source, and at all that stands in the way.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::PathBuf;
 use std::time::Duration;
 
+use qapi_qmp as words;
+use serde_json::Value;
+
 use super::prepare;
-use crate::check::{Blocker, Intent, blockers};
+use crate::check::{
+    self, Blocker, Code, Findings, Intent, Memory, Program, Short, SourceEnds, free_huge_pages, huge_pages,
+    huge_pages_of, incoming_port, kvm, memory, ports,
+};
 use crate::host::{ProcessHandle, ProcessIdentity, ProcessView, runtime_directory, state_directory};
 use crate::migrate::journal;
-use crate::migrate::plan::{Destination, Incoming, MadeFrom, Mode, Plan, Risks};
+use crate::migrate::plan::{Destination, Incoming, MadeFrom, Mode, Plan, Risks, SourceAfter};
 use crate::migrate::side::{Contact, Side};
 use crate::qemu::argv::CommandLine;
 use crate::qemu::rewrite::{RewriteError, Rewritten, Setting, rewrite};
 use crate::qemu::template::{Origin, Placeholder, TemplateFile, Values, derive};
-use crate::qemu::{Inventory, Located, locate};
-use crate::qmp::{Address, Client, Deadlines, Events, Leg};
-use crate::record::{LimitsBy, Party};
+use crate::qemu::{ANSWER_WITHIN, Inventory, Located, locate};
+use crate::qmp::{Address, CallError, Client, Deadlines, Events, Leg};
+use crate::record::{LimitsBy, Party, Warning};
 
 /// A monitor that is free greets at once; people wait this long for one that is not.
 pub const GREETING_WITHIN: Duration = Duration::from_secs(3);
@@ -37,6 +46,8 @@ pub struct Source {
     pub rewritten: Option<Rewritten>,
     /// A hold on its process.
     pub process: ProcessHandle,
+    /// What somebody should know, though it stands in nobody's way.
+    pub warnings: Vec<Warning>,
 }
 
 impl Source {
@@ -65,40 +76,270 @@ impl Source {
     }
 }
 
-/// Finds the source and everything that stands in the way of moving it. Changes nothing.
+/// All that was found on the way to a migration.
+#[derive(Debug)]
+pub struct Survey {
+    /// What stands in the way, and what does not.
+    pub findings: Findings,
+    /// The source, where enough of it could be found.
+    pub source: Option<Source>,
+}
+
+/// Finds the source, unless something stands in the way of moving it: then all that does. Changes nothing.
 pub async fn survey(plan: &Plan) -> Result<Source, Vec<Blocker>> {
-    let one = |blocker| vec![blocker];
-    let deadlines = Deadlines { connect: GREETING_WITHIN };
-    let located = locate(&plan.source, Leg::Source, deadlines).await.map_err(|error| one(error.into()))?;
-    let Located { address, client, process } = located;
-    let events = client.events();
-    let inventory = Inventory::take(&client).await.map_err(|error| one(error.into()))?;
-    if let Some((view, _)) = &process {
-        // First of all: where a migration is open, what the source says of itself leads astray.
-        is_free(view.pid).map_err(one)?;
+    let Survey { findings, source } = look(plan).await;
+    match source {
+        Some(mut source) if findings.blockers.is_empty() => {
+            source.warnings = findings.warnings;
+            Ok(source)
+        }
+        _ => Err(findings.blockers),
     }
-    let mut found = blockers(&inventory, intent(plan));
-    let limits_by = inventory.dialect.limits_by(plan.dialect);
-    found.extend(limits_by.err().map(Blocker::from));
-    let (true, Ok(limits_by)) = (found.is_empty(), limits_by) else { return Err(found) };
-    let Some((view, line)) = process else {
-        return Err(one(Blocker::new(
-            "no-process",
+}
+
+/// Finds the source and everything that can be known before anything is changed. What one thing that is in the way
+/// hides is left out, and nothing else.
+pub async fn look(plan: &Plan) -> Survey {
+    let mut findings = Findings::default();
+    let located = locate(&plan.source, Leg::Source, Deadlines { connect: GREETING_WITHIN }).await;
+    let process = located.as_ref().ok().and_then(|located| located.process.as_ref());
+    let environment =
+        process.map_or_else(|| std::env::vars_os().collect(), |(view, _)| view.environment.clone());
+    let program = match &plan.destination {
+        Destination::Start { qemu: Some(typed), .. } => Some(typed.clone()),
+        Destination::Start { qemu: None, made_from: MadeFrom::Source, .. } => {
+            process.and_then(replaced_program)
+        }
+        _ => None,
+    };
+    let (seen, program) = tokio::join!(
+        async {
+            match located {
+                Ok(located) => see(plan, located, &mut findings).await,
+                Err(error) => {
+                    findings.block(error);
+                    Seen::default()
+                }
+            }
+        },
+        ask_program(program, environment),
+    );
+    if let Destination::Start { incoming: Incoming::Literal(uri), .. } = &plan.destination {
+        findings.blockers.extend(incoming_port(uri));
+    }
+    match (program, &seen.inventory) {
+        (Some((_, Err(blocker))), _) => findings.block(blocker),
+        (Some((path, Ok(program))), Some(source)) => findings.add(program.findings(&path, source)),
+        _ => {}
+    }
+    Survey { findings, source: seen.into_source() }
+}
+
+/// Another file than the source runs, asked without a machine.
+async fn ask_program(
+    program: Option<PathBuf>,
+    environment: Vec<(OsString, OsString)>,
+) -> Option<(PathBuf, Result<Program, Blocker>)> {
+    let path = program?;
+    let asked = async { Program::ask(&path, &runtime_directory()?, environment).await };
+    let asked = asked.await;
+    Some((path, asked))
+}
+
+/// The file that stands where the source's was before an upgrade.
+fn replaced_program((view, line): &(ProcessView, CommandLine)) -> Option<PathBuf> {
+    let runs = std::fs::read_link(format!("/proc/{}/exe", view.pid)).ok()?;
+    let is_replaced = runs != view.executable && line.launcher.is_empty() && view.executable.exists();
+    is_replaced.then(|| view.executable.clone())
+}
+
+/// As much of a source as could be found.
+#[derive(Debug, Default)]
+struct Seen {
+    monitor: Option<(Address, Client, Events)>,
+    inventory: Option<Inventory>,
+    limits_by: Option<LimitsBy>,
+    process: Option<(ProcessHandle, Start)>,
+}
+
+/// How a twin is to be started.
+#[derive(Debug)]
+struct Start {
+    view: ProcessView,
+    /// Nothing where the user has started it.
+    rewritten: Option<Rewritten>,
+}
+
+impl Seen {
+    fn into_source(self) -> Option<Source> {
+        let ((address, client, events), (process, Start { view, rewritten })) =
+            (self.monitor?, self.process?);
+        let (inventory, limits_by) = (self.inventory?, self.limits_by?);
+        let warnings = Vec::new();
+        Some(Source { address, client, events, inventory, limits_by, view, rewritten, process, warnings })
+    }
+}
+
+/// Looks at a source that answers.
+async fn see(plan: &Plan, located: Located, findings: &mut Findings) -> Seen {
+    let mut seen = Seen::default();
+    let Located { address, client, process } = located;
+    if let Some((view, _)) = &process
+        && let Err(blocker) = is_free(view.pid)
+    {
+        // Where a migration is open, what the source says of itself leads astray.
+        findings.block(blocker);
+        return seen;
+    }
+    let events = client.events();
+    let (inventory, held) = tokio::join!(Inventory::take(&client), Holdings::ask(&client));
+    let source = match inventory {
+        Ok(inventory) => inventory,
+        Err(error) => {
+            findings.block(error);
+            return seen;
+        }
+    };
+    findings.add(check::findings(&source, intent(plan)));
+    match source.dialect.limits_by(plan.dialect) {
+        Ok(limits_by) => seen.limits_by = Some(limits_by),
+        Err(error) => findings.block(error),
+    }
+    match process {
+        Some(process) => seen.process = see_process(plan, &address, &source, &held, process, findings).await,
+        None => findings.block(Blocker::new(
+            Code::NoProcess,
             format!("the process behind {address} cannot be told from its address"),
             "name the process: qmigrate migrate pid:PID",
-        )));
+        )),
+    }
+    seen.inventory = Some(source);
+    seen.monitor = Some((address, client, events));
+    seen
+}
+
+/// Looks at the source's process, at what it holds of its host, and at what its twin would need.
+async fn see_process(
+    plan: &Plan,
+    address: &Address,
+    source: &Inventory,
+    held: &Holdings,
+    (view, line): (ProcessView, CommandLine),
+    findings: &mut Findings,
+) -> Option<(ProcessHandle, Start)> {
+    let pid = view.pid;
+    let process = ProcessHandle::open(pid);
+    findings.add(check::process(pid, ends(plan)).await);
+    findings.add(check::images(&view, &held.nodes, &held.block, &held.devices));
+    has_room(plan, source, held, &view, findings);
+    let start = match start(plan, address, source, view, line) {
+        Ok(start) => start,
+        Err(blockers) => {
+            findings.blockers.extend(blockers);
+            return None;
+        }
     };
-    let process = ProcessHandle::open(view.pid).map_err(|error| {
-        one(Blocker::bare("process", format!("process {} cannot be watched: {error}", view.pid)))
-    })?;
+    let line = start.rewritten.as_ref().map(|rewritten| &rewritten.line);
+    findings.blockers.extend(line.into_iter().flat_map(|line| ports(line, pid)));
+    match process {
+        Ok(process) => Some((process, start)),
+        Err(error) => {
+            let message = format!("process {pid} cannot be watched: {error}");
+            findings.block(Blocker::bare(Code::Process, message));
+            None
+        }
+    }
+}
+
+/// What a source holds of its host, as it says; what it does not tell is left out.
+#[derive(Debug, Default)]
+struct Holdings {
+    nodes: Value,
+    block: Value,
+    /// Devices that were plugged in by name, with their kinds.
+    devices: Vec<(String, String)>,
+    memory_bytes: Option<u64>,
+    huge_pages: BTreeMap<u64, u64>,
+}
+
+impl Holdings {
+    /// Asks it, all at once.
+    async fn ask(client: &Client) -> Self {
+        let listed = |path: &str| words::qom_list { path: path.to_owned() };
+        let (named, anonymous) = (listed("/machine/peripheral"), listed("/machine/peripheral-anon"));
+        let blocks =
+            words::human_monitor_command { command_line: "info ramblock".to_owned(), cpu_index: None };
+        let (nodes, block, named, anonymous, memory, blocks) = tokio::join!(
+            block_nodes(client),
+            client.call(&words::query_block {}, ANSWER_WITHIN),
+            client.call(&named, ANSWER_WITHIN),
+            client.call(&anonymous, ANSWER_WITHIN),
+            client.call(&words::query_memory_size_summary {}, ANSWER_WITHIN),
+            client.call(&blocks, ANSWER_WITHIN),
+        );
+        let text = |entry: &Value, key: &str| entry.get(key).and_then(Value::as_str).map(str::to_owned);
+        let devices = |list: Value, directory: &str| -> Vec<(String, String)> {
+            let device =
+                |entry: &Value| Some((format!("{directory}{}", text(entry, "name")?), text(entry, "type")?));
+            list.as_array().into_iter().flatten().filter_map(device).collect()
+        };
+        let mut all = devices(named.unwrap_or_default(), "");
+        // One without a name of its own goes by its path.
+        all.extend(devices(anonymous.unwrap_or_default(), "/machine/peripheral-anon/"));
+        let size = |memory: &Value, key: &str| memory.get(key).and_then(Value::as_u64);
+        Self {
+            nodes: nodes.unwrap_or_default(),
+            block: block.unwrap_or_default(),
+            devices: all,
+            memory_bytes: memory.ok().and_then(|memory| {
+                Some(size(&memory, "base-memory")? + size(&memory, "plugged-memory").unwrap_or(0))
+            }),
+            huge_pages: huge_pages_of(blocks.ok().as_ref().and_then(Value::as_str).unwrap_or_default()),
+        }
+    }
+}
+
+/// All block nodes; without those behind each of them, where the QEMU knows how to leave them out (5.0).
+async fn block_nodes(client: &Client) -> Result<Value, CallError> {
+    match client.call(&words::query_named_block_nodes { flat: Some(true) }, ANSWER_WITHIN).await {
+        Err(CallError::Refused { .. }) => {
+            client.call(&words::query_named_block_nodes { flat: None }, ANSWER_WITHIN).await
+        }
+        answer => answer,
+    }
+}
+
+/// Whether the host has what a second QEMU needs; one that the user has started has it already, but for its memory.
+fn has_room(plan: &Plan, source: &Inventory, held: &Holdings, view: &ProcessView, findings: &mut Findings) {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let need = held.memory_bytes.map(|bytes| Memory::of(view.pid, bytes));
+    match (need.and_then(|need| memory(need, &meminfo)), plan.risks) {
+        (Some(Short::Certainly(blocker)), Risks::Refuse) => findings.block(blocker),
+        (Some(Short::Certainly(blocker) | Short::Perhaps(blocker)), _) => findings.warn(blocker),
+        (None, _) => {}
+    }
+    if let Destination::Start { .. } = plan.destination {
+        findings.blockers.extend(huge_pages(&held.huge_pages, free_huge_pages));
+        findings.blockers.extend(source.kvm.then(|| kvm(&view.credentials)).flatten());
+    }
+}
+
+/// How the twin is started, and with which command line.
+fn start(
+    plan: &Plan,
+    address: &Address,
+    source: &Inventory,
+    view: ProcessView,
+    line: CommandLine,
+) -> Result<Start, Vec<Blocker>> {
     let (view, line) = match &plan.destination {
         Destination::Start { made_from: MadeFrom::Template(file, typed), .. } => {
-            as_template_says(file, typed, &address, view, &line).map_err(one)?
+            as_template_says(file, typed, address, view, &line).map_err(|blocker| vec![blocker])?
         }
         _ => (view, line),
     };
-    let rewritten = rewritten(plan, &inventory, &view, &line)?;
-    Ok(Source { address, client, events, inventory, limits_by, view, rewritten, process })
+    let rewritten = rewritten(plan, source, &view, &line)?;
+    Ok(Start { view, rewritten })
 }
 
 /// The command line of the twin that the engine is to start.
@@ -154,7 +395,7 @@ fn as_template_says(
     }
     if !filled.working_directory.is_dir() {
         return Err(Blocker::new(
-            "no-directory",
+            Code::NoDirectory,
             format!("the directory {} is not there", filled.working_directory.display()),
             "it is the template's; --set dir=DIRECTORY names another, where the template says {dir}",
         ));
@@ -165,6 +406,14 @@ fn as_template_says(
         view.environment.push((name.into(), value.into()));
     }
     Ok((view, filled.line))
+}
+
+fn ends(plan: &Plan) -> SourceEnds<'_> {
+    match &plan.source_after {
+        SourceAfter::Quit => SourceEnds::ByItself,
+        SourceAfter::StopUnit(unit) => SourceEnds::ByUnit(unit),
+        SourceAfter::Keep => SourceEnds::Never,
+    }
 }
 
 fn intent(plan: &Plan) -> Intent {

@@ -5,6 +5,7 @@
 //! is left of one that was killed (the directory, and what a script in place of a QEMU has started) the next command
 //! that makes something in the runtime directory clears away.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -97,6 +98,15 @@ pub struct Probe {
 impl Probe {
     /// Starts one, in a directory that is made for it in the runtime directory.
     pub async fn start(qemu: &Path, runtime: &Path) -> Result<Self, ProbeError> {
+        Self::start_with(qemu, runtime, std::env::vars_os().collect()).await
+    }
+
+    /// The same with another environment than one's own.
+    pub async fn start_with(
+        qemu: &Path,
+        runtime: &Path,
+        environment: Vec<(OsString, OsString)>,
+    ) -> Result<Self, ProbeError> {
         let failed = |source| ProbeError::Launch { qemu: qemu.to_owned(), source };
         let credentials = Credentials::own().map_err(|error| failed(error.into()))?;
         clear(runtime);
@@ -113,7 +123,7 @@ impl Probe {
         command.push(monitor_option(&socket).into());
         let child = launch(&Launch {
             command,
-            environment: std::env::vars_os().collect(),
+            environment,
             working_directory: directory.path().to_owned(),
             credentials,
             output: Output::Log(log.clone()),

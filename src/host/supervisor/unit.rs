@@ -1,0 +1,238 @@
+//! A unit of systemd: which one a process is in, whether it restarts, and how it is stopped.
+
+use std::fmt;
+use std::path::Path;
+use std::process::Stdio;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::process::Command;
+
+use super::ANSWER_WITHIN;
+
+/// The name of a unit, such as `vm.service`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct UnitName(String);
+
+/// The text is no name of a unit.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("'{0}' is not the name of a systemd unit, such as vm.service")]
+pub struct UnitNameError(String);
+
+impl FromStr for UnitName {
+    type Err = UnitNameError;
+
+    fn from_str(text: &str) -> Result<Self, UnitNameError> {
+        // As in systemd.unit(5); one without a kind is a service, as for systemctl.
+        let is_allowed = |letter: char| letter.is_ascii_alphanumeric() || ":-_.\\@".contains(letter);
+        if text.is_empty() || text.len() > 255 || text.starts_with('-') || !text.chars().all(is_allowed) {
+            return Err(UnitNameError(text.to_owned()));
+        }
+        let has_kind =
+            [".service", ".scope", ".socket", ".target", ".slice"].iter().any(|kind| text.ends_with(kind));
+        Ok(Self(if has_kind { text.to_owned() } else { format!("{text}.service") }))
+    }
+}
+
+impl TryFrom<String> for UnitName {
+    type Error = UnitNameError;
+
+    fn try_from(text: String) -> Result<Self, UnitNameError> {
+        text.parse()
+    }
+}
+
+impl From<UnitName> for String {
+    fn from(name: UnitName) -> Self {
+        name.0
+    }
+}
+
+impl fmt::Display for UnitName {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+/// Whose unit it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Manager {
+    /// The host's.
+    System,
+    /// A user's own.
+    User(u32),
+}
+
+/// A unit, and who manages it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unit {
+    /// Its name.
+    pub name: UnitName,
+    manager: Manager,
+}
+
+/// systemd does not do what it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum UnitError {
+    /// It does not run here.
+    #[error("systemd does not run here")]
+    NotRunning,
+    /// `systemctl` cannot be run.
+    #[error("systemctl cannot be run")]
+    Command(#[source] std::io::Error),
+    /// It takes too long.
+    #[error("systemctl has not answered within {} s", .0.as_secs())]
+    Late(Duration),
+    /// It says no.
+    #[error("systemctl said: {0}")]
+    Refused(String),
+}
+
+/// What systemd says of a unit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Answer {
+    pub(super) restart: String,
+    main_process: i32,
+}
+
+impl Unit {
+    /// The service that a process is in; the innermost unit counts. A scope is none: nothing starts it anew.
+    pub fn of(pid: i32) -> Option<Self> {
+        Self::in_text(&std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?)
+    }
+
+    /// By `/proc/PID/cgroup`: the line of systemd's own hierarchy (v1), else that of the only one (v2).
+    fn in_text(text: &str) -> Option<Self> {
+        let path = |start: &str| text.lines().find_map(|line| line.split_once(start)).map(|(_, path)| path);
+        let of_path = |path: &str| {
+            let mut parts = path.split('/').rev();
+            let kind = |part: &str| part.rsplit_once('.').map(|(_, kind)| kind.to_owned());
+            let name =
+                parts.find(|part| kind(part).is_some_and(|kind| kind == "service" || kind == "scope"))?;
+            let user =
+                parts.find_map(|part| part.strip_prefix("user@")?.strip_suffix(".service")?.parse().ok());
+            let manager = user.map_or(Manager::System, Manager::User);
+            let is_service = kind(name).is_some_and(|kind| kind == "service");
+            Some(Self { name: name.parse().ok()?, manager }).filter(|_| is_service)
+        };
+        path(":name=systemd:").and_then(of_path).or_else(|| path("0::").and_then(of_path))
+    }
+
+    /// The unit of this name, managed by whoever manages the one that a process is in.
+    pub fn named(name: &UnitName, pid: i32) -> Self {
+        let manager = Self::of(pid).map_or(Manager::System, |unit| unit.manager);
+        Self { name: name.clone(), manager }
+    }
+
+    /// Asks systemd about it.
+    pub(super) async fn ask(&self) -> Result<Answer, UnitError> {
+        // As sd_booted(3) tells it.
+        if !Path::new("/run/systemd/system").is_dir() {
+            return Err(UnitError::NotRunning);
+        }
+        let said = self.systemctl(&["show", "-p", "Restart,MainPID"], ANSWER_WITHIN).await?;
+        Answer::read(&said).ok_or(UnitError::Refused(said))
+    }
+
+    /// Stops it, and waits until it has stopped.
+    pub async fn stop(&self, within: Duration) -> Result<(), UnitError> {
+        self.systemctl(&["stop"], within).await.map(drop)
+    }
+
+    async fn systemctl(&self, words: &[&str], within: Duration) -> Result<String, UnitError> {
+        let mut command = Command::new("systemctl");
+        if let Manager::User(user) = self.manager {
+            command.arg("--user");
+            if user != nix::unistd::geteuid().as_raw() {
+                command.arg(format!("--machine={user}@.host"));
+            }
+        }
+        command
+            .args(words)
+            .arg("--")
+            .arg(&self.name.0)
+            .env("LC_ALL", "C")
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        let output = tokio::time::timeout(within, command.output()).await;
+        let output = output.map_err(|_| UnitError::Late(within))?.map_err(UnitError::Command)?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        if output.status.success() {
+            return Ok(text(&output.stdout));
+        }
+        let said = text(&output.stderr);
+        Err(UnitError::Refused(if said.is_empty() { output.status.to_string() } else { said }))
+    }
+}
+
+impl Answer {
+    fn read(text: &str) -> Option<Self> {
+        let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        Some(Self { restart: field("Restart")?.to_owned(), main_process: field("MainPID")?.parse().ok()? })
+    }
+
+    pub(super) fn restarts(&self) -> bool {
+        self.restart != "no"
+    }
+
+    /// Whether the unit ends with one of these processes: one of them is its main one. Where it has none, a process that
+    /// the manager itself has started counts.
+    pub(super) fn is_about(&self, processes: &[i32], is_managers_own: bool) -> bool {
+        processes.contains(&self.main_process) || (self.main_process == 0 && is_managers_own)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unit(text: &str) -> Option<(String, Manager)> {
+        Unit::in_text(text).map(|unit| (unit.name.to_string(), unit.manager))
+    }
+
+    #[test]
+    fn a_service_is_known_by_both_kinds_of_cgroup() {
+        let vm = |manager| Some(("vm@a\\x2db.service".to_owned(), manager));
+        assert_eq!(unit("0::/system.slice/system-vm.slice/vm@a\\x2db.service\n"), vm(Manager::System));
+        assert_eq!(unit("0::/system.slice/vm@a\\x2db.service/qemu\n"), vm(Manager::System), "delegated");
+        let old = "9:cpu:/x\n1:name=systemd:/system.slice/vm@a\\x2db.service\n0::/\n";
+        assert_eq!(unit(old), vm(Manager::System));
+        let users = "0::/user.slice/user-7.slice/user@7.service/app.slice/vm@a\\x2db.service\n";
+        assert_eq!(unit(users), vm(Manager::User(7)));
+    }
+
+    #[test]
+    fn a_session_and_a_scope_are_no_services() {
+        for text in [
+            "0::/\n",
+            "",
+            "9:name=systemd:/\n0::/\n",
+            "0::/user.slice/user-7.slice/session-3.scope\n",
+            "0::/user.slice/user-7.slice/user@7.service/app.slice/app-terminal-1.scope\n",
+            "0::/machine.slice/machine-qemu.scope/libvirt/emulator\n",
+            "0::/system.slice/docker-0123.scope\n",
+        ] {
+            assert_eq!(unit(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_unit_ends_with_its_main_process() {
+        let answer = Answer::read("Restart=on-failure\nMainPID=7\n").unwrap();
+        assert!(answer.restarts() && answer.is_about(&[9, 7], false) && !answer.is_about(&[9], true));
+        let answer = Answer::read("MainPID=0\nRestart=no\n").unwrap();
+        assert!(!answer.restarts() && answer.is_about(&[9], true) && !answer.is_about(&[9], false));
+        assert_eq!(Answer::read("Unit vm.service could not be found."), None);
+    }
+
+    #[test]
+    fn a_name_is_no_option_and_no_path() {
+        for text in ["", "-H", "--host=x", "a/b", "a b", "a;b", "\u{e9}", &"x".repeat(256)] {
+            assert!(text.parse::<UnitName>().is_err(), "{text}");
+        }
+        assert_eq!("vm@1".parse::<UnitName>().unwrap().to_string(), "vm@1.service");
+        assert_eq!("vm.scope".parse::<UnitName>().unwrap().to_string(), "vm.scope");
+    }
+}
