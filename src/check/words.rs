@@ -188,27 +188,7 @@ impl From<DirectoryError> for Blocker {
 
 impl From<RewriteError> for Blocker {
     fn from(error: RewriteError) -> Self {
-        let message = error.to_string();
-        match error {
-            RewriteError::SharedMemory(_) => Self::new(
-                "shared-memory",
-                message,
-                "start the guest with share=off, or with memory-backend-memfd",
-            ),
-            RewriteError::ConfigurationFile(_) => Self::new(
-                "readconfig",
-                message,
-                "put its options on the command line, or start the destination yourself: --destination-qmp",
-            ),
-            RewriteError::LostDirectory(_) => Self::new(
-                "relative-path",
-                message,
-                "start guests that daemonize with absolute paths, or start the destination yourself: --destination-qmp",
-            ),
-            RewriteError::Snapshot(_) => {
-                Self::new("snapshot", message, "start the guest with a real overlay: qemu-img create -b BASE")
-            }
-        }
+        Self::new(error.code(), error.to_string(), error.hint())
     }
 }
 

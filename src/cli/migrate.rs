@@ -12,6 +12,7 @@ use qmigrate::migrate::plan::{Destination, Incoming, Limits, MadeFrom, Mode, Pla
 use qmigrate::migrate::step::survey::survey;
 use qmigrate::qemu::QemuName;
 use qmigrate::qemu::dialect::{Wish, probe};
+use qmigrate::qemu::rewrite::Map;
 use qmigrate::qemu::template::Placeholder;
 use qmigrate::record::{End, MigrationId, Observed};
 use qmigrate::units::{DowntimeMs, Rate, parse_duration};
@@ -39,6 +40,10 @@ pub(crate) struct Arguments {
     /// A destination that you have started yourself, with -incoming defer: its QMP socket, or pid:PID.
     #[arg(long, value_name = "QMP", conflicts_with = "incoming")]
     destination_qmp: Option<QemuName>,
+    /// Another resource on the destination, wherever OLD is the whole value of a property: a path, an interface, an
+    /// address, a host. Repeatable.
+    #[arg(long = "map", value_name = "OLD=NEW", conflicts_with = "destination_qmp")]
+    maps: Vec<Map>,
     /// Where the destination listens: `defer` (a private socket), tcp:HOST:PORT or unix:PATH.
     #[arg(long, value_name = "WHERE", default_value = "defer")]
     incoming: String,
@@ -230,6 +235,7 @@ fn plan(
             AtDestination::AsBefore
         },
         source_after: if arguments.keep_source { SourceAfter::Keep } else { SourceAfter::Quit },
+        maps: arguments.maps,
         risks: if arguments.accept_risks { Risks::Accept } else { Risks::Refuse },
         dialect: arguments.dialect.into(),
         directory,

@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use super::prepare;
 use crate::check::{Blocker, Intent, blockers};
-use crate::host::{ProcessHandle, ProcessIdentity, ProcessView, runtime_directory, state_directory};
+use crate::host::{
+    ProcessHandle, ProcessIdentity, ProcessView, open_files, runtime_directory, state_directory,
+};
 use crate::migrate::journal;
 use crate::migrate::plan::{Destination, Incoming, MadeFrom, Mode, Plan, Risks};
 use crate::migrate::side::{Contact, Side};
 use crate::qemu::argv::CommandLine;
-use crate::qemu::rewrite::{RewriteError, Rewritten, Setting, rewrite};
+use crate::qemu::rewrite::{RewriteError, Rewritten, Setting, Shared, ThisHost, rewrite};
 use crate::qemu::template::{Origin, Placeholder, TemplateFile, Values, derive};
 use crate::qemu::{Inventory, Located, locate};
 use crate::qmp::{Address, Client, Deadlines, Events, Leg};
@@ -91,13 +93,19 @@ pub async fn survey(plan: &Plan) -> Result<Source, Vec<Blocker>> {
     let process = ProcessHandle::open(view.pid).map_err(|error| {
         one(Blocker::bare("process", format!("process {} cannot be watched: {error}", view.pid)))
     })?;
-    let (view, line) = match &plan.destination {
+    let (mut view, line) = match &plan.destination {
         Destination::Start { made_from: MadeFrom::Template(file, typed), .. } => {
             as_template_says(file, typed, &address, view, &line).map_err(one)?
         }
         _ => (view, line),
     };
-    let rewritten = rewritten(plan, &inventory, &view, &line)?;
+    let mut host = ThisHost { open_files: open_files(view.pid) };
+    // Its monitor is open too, by a name that is not to be seen in /proc.
+    host.open_files.extend(address.path().and_then(|path| std::path::absolute(path).ok()));
+    let rewritten = rewritten(plan, &inventory, &view, &line, &host)?;
+    if let Some(rewritten) = &rewritten {
+        view.working_directory.clone_from(&rewritten.working_directory);
+    }
     Ok(Source { address, client, events, inventory, limits_by, view, rewritten, process })
 }
 
@@ -107,6 +115,7 @@ fn rewritten(
     source: &Inventory,
     view: &ProcessView,
     line: &CommandLine,
+    host: &ThisHost,
 ) -> Result<Option<Rewritten>, Vec<Blocker>> {
     let Destination::Start { qemu, incoming, .. } = &plan.destination else { return Ok(None) };
     let (incoming, globals) = match incoming {
@@ -115,6 +124,9 @@ fn rewritten(
     };
     let setting = Setting {
         id: &plan.id,
+        shared: Shared::SIDE_BY_SIDE,
+        surroundings: host,
+        maps: &plan.maps,
         working_directory: &view.working_directory,
         runtime_directory: &plan.directory,
         machine: source.machine.as_deref(),
