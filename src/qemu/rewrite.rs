@@ -207,8 +207,11 @@ pub fn rewrite(source: &CommandLine, setting: &Setting<'_>) -> Result<Rewritten,
     errors.extend(maps.unused());
     let found = directory::found(&source, open).filter(|_| has_left);
     let relative = directory::relative_paths(&source);
+    let held = directory::held_images(&source);
     if has_left && found.is_none() && !relative.is_empty() {
         errors.push(RewriteError::LostDirectory(relative.join(", ")));
+    } else if has_left && !held.is_empty() {
+        errors.push(RewriteError::RelativeImage(held.join(", ")));
     }
     let mut work = Work::new(&source, setting, maps, found.unwrap_or(start), errors);
     for option in &source.options {

@@ -51,10 +51,32 @@ pub(super) fn found(line: &CommandLine, open: &[PathBuf]) -> Option<PathBuf> {
 /// All relative paths of a command line.
 pub(super) fn relative_paths(line: &CommandLine) -> Vec<String> {
     let named = line.options.iter().flat_map(paths);
-    // `nbd:...` and `fat:...` are no paths; neither is what stands for no image at all.
-    let is_relative =
-        |path: &String| !path.is_empty() && !path.starts_with('/') && !path.contains([':', '{']);
-    line.images().into_iter().chain(named).filter(is_relative).collect()
+    line.images().into_iter().chain(named).filter(|path| is_relative(path)).collect()
+}
+
+/// Images by relative paths that QEMU cannot let go of any more. As it hands over it opens anew, read-only and by name,
+/// what it may (`auto-read-only`, which `-drive` always has), and looks for that in `/` (run: 7.2, 10.0 and 11.1 fail there,
+/// 5.2 does not).
+pub(super) fn held_images(line: &CommandLine) -> Vec<String> {
+    let is_reopened = |option: &&CommandOption| {
+        let has = |key: &str, value: &str| option.get(key).as_deref() == Some(value);
+        match option.name.as_str() {
+            "cdrom" => false,
+            "drive" => !has("readonly", "on") && !has("media", "cdrom") && !has("auto-read-only", "off"),
+            "blockdev" => option.properties().is_some_and(|properties| {
+                properties.keys().iter().any(|key| key.ends_with("auto-read-only") && properties.is_on(key))
+            }),
+            _ => true,
+        }
+    };
+    let reopened = line.options.iter().filter(is_reopened).cloned().collect();
+    let images = CommandLine { options: reopened, ..line.clone() }.images();
+    images.into_iter().filter(|path| is_relative(path)).collect()
+}
+
+/// `nbd:...` and `fat:...` are no paths; neither is what stands for no image at all.
+fn is_relative(path: &str) -> bool {
+    !path.is_empty() && !path.starts_with('/') && !path.contains([':', '{'])
 }
 
 fn paths(option: &CommandOption) -> Vec<String> {

@@ -24,6 +24,12 @@ pub enum RewriteError {
         "the guest was started with -daemonize and relative paths ({0}): what they are relative to is not known any more"
     )]
     LostDirectory(String),
+    /// Images that QEMU looks for in vain as it hands over.
+    #[error(
+        "the guest was started with -daemonize and relative images ({0}): QEMU opens them anew as it hands over, and does not \
+         find them in /"
+    )]
+    RelativeImage(String),
     /// Disks whose writes go to a private temporary file.
     #[error("the source runs with {0}: what it wrote is in a temporary file that no second QEMU can open")]
     Snapshot(String),
@@ -94,6 +100,7 @@ impl RewriteError {
             Self::SharedMemory { .. } => "shared-memory",
             Self::Configuration { .. } => "readconfig",
             Self::LostDirectory(_) => "relative-path",
+            Self::RelativeImage(_) => "relative-image",
             Self::Snapshot(_) => "snapshot",
             Self::Tap { .. } => "tap",
             Self::TapDescriptors { .. } => "tap-descriptor",
@@ -117,6 +124,9 @@ impl RewriteError {
             Self::Configuration { .. } => format!("put its options on the command line, or {YOURSELF}"),
             Self::LostDirectory(_) => {
                 format!("start guests that daemonize with absolute paths, or {YOURSELF}")
+            }
+            Self::RelativeImage(_) => {
+                "start guests that daemonize with absolute paths, or with auto-read-only=off".to_owned()
             }
             Self::Snapshot(_) => "start the guest with a real overlay: qemu-img create -b BASE".to_owned(),
             Self::Tap { interface, .. } => format!(

@@ -571,7 +571,7 @@ fn after_daemonize_relative_paths_count_from_where_an_open_file_is() {
         rewritten_in(&format!("-daemonize {line}"), Shared::SIDE_BY_SIDE, &world, &[])
     };
     let made =
-        found("-hda ./img/disk.raw -qmp unix:q,server=on", &["/dev/null", "/srv/vm/img/disk.raw"]).unwrap();
+        found("-cdrom ./img/disk.raw -qmp unix:q,server=on", &["/dev/null", "/srv/vm/img/disk.raw"]).unwrap();
     assert_eq!(made.working_directory, Path::new("/srv/vm"));
     assert_eq!(made.qmp, Path::new("/srv/vm/.qmigrate-k3f9x2ab/q"));
     assert_eq!(made.renames[0].public, Path::new("/srv/vm/q"));
@@ -584,6 +584,13 @@ fn after_daemonize_relative_paths_count_from_where_an_open_file_is() {
         assert!(matches!(&errors[..], [RewriteError::LostDirectory(_)]), "{line}: {errors:?}");
     }
     found("-qmp unix:/run/vm.qmp,server -hda nbd:localhost:1 -hdb null-co://", &[]).unwrap();
+    for image in
+        ["-hda disk.raw", "-drive file=disk.raw", "-blockdev file,filename=disk.raw,auto-read-only=on"]
+    {
+        let errors = found(image, &["/srv/disk.raw"]).unwrap_err();
+        assert!(matches!(&errors[..], [RewriteError::RelativeImage(_)]), "{image}: {errors:?}");
+    }
+    found("-drive file=disk.raw,auto-read-only=off", &["/srv/disk.raw"]).unwrap();
     // Without -daemonize nothing is guessed.
     let world = World { open_files: vec!["/srv/disk.raw".into()], ..World::default() };
     let made = rewritten_in("-hda disk.raw", Shared::SIDE_BY_SIDE, &world, &[]).unwrap();
