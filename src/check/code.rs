@@ -72,15 +72,28 @@ codes! {
 
     // What the source has that a second QEMU cannot have.
     SharedMemory = "shared-memory", "the guest's memory is a file that both QEMUs would write to";
-    ReadConfig = "readconfig", "options stand in a file that is not read";
+    ReadConfig = "readconfig", "options stand in a file that cannot be read";
     RelativePath = "relative-path", "a relative path whose directory is not known any more";
+    RelativeImage = "relative-image", "an image that QEMU looks for in vain as it hands over";
     Snapshot = "snapshot", "what the guest wrote is in a temporary file of the source";
+    Tap = "tap", "a tap interface is held by the source";
+    TapDescriptor = "tap-descriptor", "a tap interface was handed over as a descriptor";
+    Descriptor = "descriptor", "an open descriptor, which no other QEMU has";
+    Backend = "backend", "a program that serves one guest, such as virtiofsd";
+    HostDevice = "host-device", "a device of the host, which one guest can have";
+    Pipe = "pipe", "a pipe, whose bytes come out at one of two";
+    Chroot = "chroot", "another root directory, which root alone can enter";
+    NoPort = "no-port", "no port is free in the place of one of the source's";
+    MapUnused = "map-unused", "a --map has found nothing to change";
     ImageGone = "image-gone", "an image that is open cannot be opened again by its name";
     NoImageLock = "no-image-lock", "warning: no lock keeps two QEMUs from writing to an image";
     HostCdrom = "host-cdrom", "the guest has the host's own CD-ROM drive";
     HostUsb = "host-usb", "the guest has a USB device of the host";
     PortTaken = "port-taken", "a port that the destination is to listen on is taken";
-    GdbDropped = "gdb-dropped", "warning: the gdb stub is not carried over";
+    NotCarriedOver = "not-carried-over", "warning: an option of the source's own is left out";
+    Display = "display", "warning: the window stays with the source";
+    Pty = "pty", "warning: a terminal has another name on the destination";
+    UnknownOption = "unknown-option", "warning: an option that is not known is kept as it is";
     LogMoved = "log-moved", "warning: the destination's log has another name";
     SocketMoved = "socket-moved", "warning: a socket has another name on the destination";
     Console = "console", "warning: the terminal stays with the source";

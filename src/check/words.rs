@@ -194,29 +194,23 @@ impl From<DirectoryError> for Blocker {
 
 impl From<RewriteError> for Blocker {
     fn from(error: RewriteError) -> Self {
-        let message = error.to_string();
-        match error {
-            RewriteError::SharedMemory(_) => Self::new(
-                Code::SharedMemory,
-                message,
-                "start the guest with share=off, or with memory-backend-memfd",
-            ),
-            RewriteError::ConfigurationFile(_) => Self::new(
-                Code::ReadConfig,
-                message,
-                "put its options on the command line, or start the destination yourself: --destination-qmp",
-            ),
-            RewriteError::LostDirectory(_) => Self::new(
-                Code::RelativePath,
-                message,
-                "start guests that daemonize with absolute paths, or start the destination yourself: --destination-qmp",
-            ),
-            RewriteError::Snapshot(_) => Self::new(
-                Code::Snapshot,
-                message,
-                "start the guest with a real overlay: qemu-img create -b BASE",
-            ),
-        }
+        let code = match error {
+            RewriteError::SharedMemory { .. } => Code::SharedMemory,
+            RewriteError::Configuration { .. } => Code::ReadConfig,
+            RewriteError::LostDirectory(_) => Code::RelativePath,
+            RewriteError::RelativeImage(_) => Code::RelativeImage,
+            RewriteError::Snapshot(_) => Code::Snapshot,
+            RewriteError::Tap { .. } => Code::Tap,
+            RewriteError::TapDescriptors { .. } => Code::TapDescriptor,
+            RewriteError::Descriptor(_) => Code::Descriptor,
+            RewriteError::Backend { .. } => Code::Backend,
+            RewriteError::HostDevice { .. } => Code::HostDevice,
+            RewriteError::Pipe(_) => Code::Pipe,
+            RewriteError::Chroot(_) => Code::Chroot,
+            RewriteError::NoFreePort { .. } => Code::NoPort,
+            RewriteError::MapUnused(_) => Code::MapUnused,
+        };
+        Self::new(code, error.to_string(), error.hint())
     }
 }
 

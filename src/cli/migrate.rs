@@ -12,6 +12,7 @@ use qmigrate::migrate::plan::{Destination, Incoming, Limits, MadeFrom, Mode, Pla
 use qmigrate::migrate::step::survey::survey;
 use qmigrate::qemu::QemuName;
 use qmigrate::qemu::dialect::{Wish, probe};
+use qmigrate::qemu::rewrite::Map;
 use qmigrate::qemu::template::Placeholder;
 use qmigrate::record::{End, MigrationId, Observed};
 use qmigrate::units::{DowntimeMs, Rate, parse_duration};
@@ -36,6 +37,10 @@ pub(crate) struct Choices {
     /// A destination that you have started yourself, with -incoming defer: its QMP socket, or pid:PID.
     #[arg(long, value_name = "QMP", conflicts_with = "incoming")]
     destination_qmp: Option<QemuName>,
+    /// Another resource on the destination, wherever OLD is the whole value of a property: a path, an interface, an
+    /// address, a host. Repeatable.
+    #[arg(long = "map", value_name = "OLD=NEW", conflicts_with = "destination_qmp")]
+    maps: Vec<Map>,
     /// Where the destination listens: `defer` (a private socket), tcp:HOST:PORT or unix:PATH.
     #[arg(long, value_name = "WHERE", default_value = "defer")]
     incoming: String,
@@ -231,6 +236,7 @@ impl Choices {
                 None if self.keep_source => SourceAfter::Keep,
                 None => SourceAfter::Quit,
             },
+            maps: self.maps,
             risks: if self.accept_risks { Risks::Accept } else { Risks::Refuse },
             dialect: self.dialect.into(),
         })

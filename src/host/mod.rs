@@ -19,7 +19,7 @@ mod supervisor;
 
 pub use directory::{DirectoryError, PrivateDirectory, runtime_directory, state_directory};
 pub use launch::{Credentials, Launch, Life, Output, as_user, end, launch};
-pub use proc::{ProcError, ProcessView, command_line, executable, processes};
+pub use proc::{ProcError, ProcessView, command_line, executable, open_files, processes};
 pub use process::{ProcessHandle, ProcessIdentity, executable_name};
 pub use socket::{listening_process, unix_socket_clients};
 pub use supervisor::{Supervisor, Unit, UnitError, UnitName, UnitNameError, supervisor};

@@ -91,6 +91,13 @@ pub fn command_line(pid: i32) -> Result<Vec<OsString>, ProcError> {
     Ok(split_at_nul(&read(pid, "cmdline")?))
 }
 
+/// The files that a process has open, by their whole names; best effort. One that was removed has none.
+pub fn open_files(pid: i32) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return Vec::new() };
+    let names = entries.flatten().filter_map(|entry| std::fs::read_link(entry.path()).ok());
+    names.filter(|name| name.is_absolute() && !name.to_string_lossy().ends_with(" (deleted)")).collect()
+}
+
 /// The processes that there are now.
 pub fn processes() -> Vec<i32> {
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };

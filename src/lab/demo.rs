@@ -168,6 +168,7 @@ pub async fn start(plan: &DemoPlan, setting: &Setting) -> Result<Demo, DemoError
         mode: setting.mode,
         at_destination: AtDestination::AsBefore,
         source_after: SourceAfter::Quit,
+        maps: Vec::new(),
         risks: Risks::Refuse,
         dialect: Wish::Auto,
         directory: plan.runtime_directory.join(plan.id.as_str()),

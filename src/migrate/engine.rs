@@ -11,9 +11,9 @@ use super::journal::{Journal, Step};
 use super::order::Orders;
 use super::outcome;
 use super::phase::{AtSource, Guest, Phase};
-use super::plan::{Plan, Risks};
+use super::plan::{Plan, Risks, StartedBy};
 use super::side::{Contact, Side};
-use super::step::agree::Agreement;
+use super::step::agree::{Agreement, Twin};
 use super::step::destination::Held;
 use super::step::limits::QemuLimits;
 use super::step::prepare::{self, Originals, PrepareError, Settings};
@@ -22,6 +22,7 @@ use super::step::{self, destination, finish, survey};
 use crate::check::{Blocker, Code, chain};
 use crate::converge::Controller;
 use crate::host::PrivateDirectory;
+use crate::qemu::rewrite::Memory;
 use crate::qemu::twin;
 use crate::qmp::Leg;
 use crate::qmp::words::RunState;
@@ -252,7 +253,12 @@ async fn prepare_destination(
     let listen = async {
         let found = prepare::settings(&source.client).await?;
         let socket = destination::stream_socket(plan);
-        let prepared = prepare::destination(&held.client, &socket, &found, held.started_by).await;
+        let twin = match (held.started_by, &source.rewritten) {
+            (StartedBy::Engine, Some(rewritten)) => Twin::OfTheEngine(rewritten.memory),
+            (StartedBy::Engine, None) => Twin::OfTheEngine(Memory::Sent),
+            (StartedBy::User, _) => Twin::OfTheUser,
+        };
+        let prepared = prepare::destination(&held.client, &socket, &found, twin).await;
         let (uri, agreement) = prepared?;
         Ok(Prepared { uri, found, agreement })
     };

@@ -10,6 +10,7 @@ use crate::host::UnitName;
 use crate::migrate::phase::AtDestination;
 use crate::qemu::QemuName;
 use crate::qemu::dialect::Wish;
+use crate::qemu::rewrite::Map;
 use crate::qemu::template::{TemplateFile, Values};
 use crate::record::{MigrationId, Request};
 use crate::units::{DowntimeMs, Rate};
@@ -163,6 +164,8 @@ pub struct Plan {
     pub at_destination: AtDestination,
     /// What becomes of the source.
     pub source_after: SourceAfter,
+    /// What is to be another resource on the destination.
+    pub maps: Vec<Map>,
     /// What to do where the guest may not survive it.
     pub risks: Risks,
     /// How the QEMUs are to be told their limits.

@@ -64,6 +64,12 @@ impl CommandOption {
     pub fn with_value(name: &str, value: impl Into<String>) -> Self {
         Self { name: name.to_owned(), value: Some(value.into()), dashes: Dashes::One }
     }
+
+    /// The same with another value.
+    #[must_use]
+    pub fn having(self, value: impl Into<String>) -> Self {
+        Self { value: Some(value.into()), ..self }
+    }
 }
 
 /// The command line of a QEMU.

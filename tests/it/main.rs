@@ -82,5 +82,7 @@ mod fault_matrix;
 mod qemu_suite;
 /// A link that carries nothing any more while both sides live.
 mod dead_link;
+/// What a copied command line would do to its source, and that a rewritten one does not.
+mod naive_copy;
 /// People and programs that meddle while a guest is moved.
 mod meddling;

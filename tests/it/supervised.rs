@@ -49,6 +49,7 @@ impl Supervised {
             qmp: directory.path().join("qmp"),
             second_qmp: None,
             heartbeat: observer.path().to_owned(),
+            more: Vec::new(),
         };
         let program = directory.path().join(name);
         executable(&program, lines);

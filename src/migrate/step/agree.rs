@@ -13,7 +13,7 @@
 //! | `pause-before-switchover` | off | the source would wait for `migrate-continue` |
 //! | `auto-converge`, `dirty-limit` | off | the guest would be slowed down without consent |
 //! | `background-snapshot`, `mapped-ram`, `x-colo` | off | they do something else than move a guest, and refuse or never end |
-//! | `x-ignore-shared` | off | memory of the destination's own would not get its contents |
+//! | `x-ignore-shared` | on where guest memory is in a file that both have mapped, else off | sent, that memory would be written into the running guest; left out, memory of the destination's own would not get its contents |
 //!
 //! The others may differ: `xbzrle`, `zero-blocks`, `release-ram`, `dirty-bitmaps` (also with a bitmap),
 //! `postcopy-blocktime`, `zero-copy-send`. With `multifd` on, its channels and its compression must be the same too:
@@ -21,7 +21,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::migrate::plan::StartedBy;
+use crate::qemu::rewrite::Memory;
 
 /// Capabilities with their states, as a QEMU lists them.
 pub type Capabilities = Vec<(String, bool)>;
@@ -35,6 +35,8 @@ enum Rule {
     OnIfBoth,
     /// On at both sides if it is at the source.
     Alike,
+    /// On at both where memory is left in its place, else off.
+    InPlace,
     /// Off at both, for this reason.
     Off(&'static str),
 }
@@ -59,7 +61,7 @@ const RULES: [(&str, Rule); 16] = [
     ("background-snapshot", Rule::Off(NO_MOVE)),
     ("mapped-ram", Rule::Off(NO_MOVE)),
     ("x-colo", Rule::Off(NO_MOVE)),
-    (IGNORE_SHARED, Rule::Off("shared memory would be left behind")),
+    (IGNORE_SHARED, Rule::InPlace),
 ];
 
 /// Only who started the destination knows whether both share the memory.
@@ -82,11 +84,25 @@ pub struct Agreement {
     pub has_channels: bool,
 }
 
+/// A destination, as far as it decides what is agreed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Twin {
+    /// The user has started it, and knows whether both share memory.
+    OfTheUser,
+    /// The engine has, and the guest's memory comes to it so.
+    OfTheEngine(Memory),
+}
+
+/// Whether both know how to leave memory in its place.
+pub fn can_leave_memory(source: &Capabilities, destination: &Capabilities) -> bool {
+    [source, destination].iter().all(|side| state(side, IGNORE_SHARED).is_some())
+}
+
 /// What a source and a destination with these capabilities agree on.
-pub fn agree(source: &Capabilities, destination: &Capabilities, started_by: StartedBy) -> Agreement {
+pub fn agree(source: &Capabilities, destination: &Capabilities, twin: Twin) -> Agreement {
     let mut agreement = Agreement::default();
     for (name, rule) in RULES {
-        if name == IGNORE_SHARED && started_by == StartedBy::User {
+        if name == IGNORE_SHARED && twin == Twin::OfTheUser {
             continue;
         }
         let (here, there) = (state(source, name), state(destination, name));
@@ -94,6 +110,10 @@ pub fn agree(source: &Capabilities, destination: &Capabilities, started_by: Star
             Rule::On => (true, ""),
             Rule::OnIfBoth => (here.is_some() && there.is_some(), "the destination has not got it"),
             Rule::Alike => (here == Some(true) && there.is_some(), "the destination has not got it"),
+            Rule::InPlace => (
+                twin == Twin::OfTheEngine(Memory::InPlace),
+                "shared memory that each has for itself would be left behind",
+            ),
             Rule::Off(why) => (false, why),
         };
         let change = |now: Option<bool>| now.filter(|&now| now != on).map(|_| (name.to_owned(), on));
@@ -125,7 +145,7 @@ pub fn for_literal_incoming(is_on_at_source: impl Fn(&str) -> bool) -> impl Iter
         // The other ones are no properties of `migration` (run on 5.2 to 11.1), or of newer QEMUs alone.
         Rule::On => matches!(name, "events" | "return-path").then_some(name),
         Rule::Alike => is_on_at_source(name).then_some(name),
-        Rule::OnIfBoth | Rule::Off(_) => None,
+        Rule::OnIfBoth | Rule::InPlace | Rule::Off(_) => None,
     })
 }
 
@@ -143,7 +163,8 @@ mod tests {
 
     #[track_caller]
     fn agreed(source: &str, destination: &str, expected: (&str, &str)) -> Agreement {
-        let agreement = agree(&capabilities(source), &capabilities(destination), StartedBy::Engine);
+        let agreement =
+            agree(&capabilities(source), &capabilities(destination), Twin::OfTheEngine(Memory::Sent));
         assert_eq!(agreement.source, capabilities(expected.0), "of the source");
         assert_eq!(agreement.destination, capabilities(expected.1), "of the destination");
         agreement
@@ -185,7 +206,16 @@ mod tests {
     #[test]
     fn who_started_the_destination_knows_whether_memory_is_shared() {
         let shares = capabilities("+x-ignore-shared");
-        assert_eq!(agree(&shares, &shares, StartedBy::User), Agreement::default());
+        assert_eq!(agree(&shares, &shares, Twin::OfTheUser), Agreement::default());
+    }
+
+    #[test]
+    fn memory_that_both_have_mapped_is_left_in_its_place() {
+        let neither = capabilities("-x-ignore-shared");
+        let agreement = agree(&neither, &neither, Twin::OfTheEngine(Memory::InPlace));
+        let both = capabilities("+x-ignore-shared");
+        assert_eq!((&agreement.source, &agreement.destination), (&both, &both));
+        assert!(can_leave_memory(&neither, &both) && !can_leave_memory(&neither, &capabilities("+events")));
     }
 
     #[test]

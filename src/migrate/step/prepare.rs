@@ -9,13 +9,12 @@ use qapi_qmp as words;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::agree::{self, Agreement, Capabilities};
+use super::agree::{self, Agreement, Capabilities, Twin};
 use super::limits::{self, QemuLimits};
 use crate::check::{Blocker, Code, chain};
-use crate::migrate::plan::StartedBy;
 use crate::qemu::ANSWER_WITHIN;
 use crate::qemu::dialect::Dialect;
-use crate::qemu::rewrite::own_global;
+use crate::qemu::rewrite::{Memory, own_global};
 use crate::qmp::words::commands::{CapabilityState, MigrateSetCapabilities, MigrateSetParameters};
 use crate::qmp::words::{MigrationInfo, SocketAddress};
 use crate::qmp::{CallError, Client, Leg};
@@ -55,13 +54,29 @@ pub enum PrepareError {
     /// The destination listens already, and expects another stream than the source's.
     #[error("the destination listens already, and '{0}' is not there as it is on the source")]
     Unlike(&'static str),
+    /// Guest memory is in a file that both have mapped, and must not be sent.
+    #[error(
+        "guest memory is shared through a file, and one of the two QEMUs cannot leave it in its place (x-ignore-shared)"
+    )]
+    SharedMemory,
 }
 
 impl From<PrepareError> for Blocker {
     fn from(error: PrepareError) -> Self {
-        let hint = matches!(error, PrepareError::Unlike(_))
-            .then(|| "start it with -incoming defer, or set the source as it is there".to_owned());
-        Self { hint, ..Self::bare(Code::Prepare, chain(&error)) }
+        let message = chain(&error);
+        match error {
+            PrepareError::Unlike(_) => Self::new(
+                Code::Prepare,
+                message,
+                "start it with -incoming defer, or set the source as it is there",
+            ),
+            PrepareError::SharedMemory => Self::new(
+                Code::SharedMemory,
+                message,
+                "QEMU has it from 4.0 on; --map FILE=OTHER gives the destination a file of its own",
+            ),
+            _ => Self::bare(Code::Prepare, message),
+        }
     }
 }
 
@@ -71,18 +86,23 @@ pub async fn destination(
     client: &Client,
     socket: &Path,
     source: &Settings,
-    started_by: StartedBy,
+    twin: Twin,
 ) -> Result<(String, Agreement), PrepareError> {
     let (told, mut found) = tokio::try_join!(
         async { Ok(client.call_as::<MigrationInfo, _>(&words::query_migrate {}, ANSWER_WITHIN).await?) },
         settings(client),
     )?;
     let channels = agree::of_channels(&source.parameters);
+    if twin == Twin::OfTheEngine(Memory::InPlace)
+        && !agree::can_leave_memory(&source.capabilities, &found.capabilities)
+    {
+        return Err(PrepareError::SharedMemory);
+    }
     if let Some(address) = told.socket_address.first() {
         // What it has off cannot be switched on any more: it is as if it did not know it. What it has on and the source
         // has off does no harm (run on 5.2 to 11.1), but for channels.
         found.capabilities.retain(|&(_, on)| on);
-        let agreement = agree::agree(&source.capabilities, &found.capabilities, started_by);
+        let agreement = agree::agree(&source.capabilities, &found.capabilities, twin);
         if agreement.has_channels != found.capabilities.iter().any(|(name, _)| name == agree::MULTIFD) {
             return Err(PrepareError::Unlike("multifd"));
         }
@@ -91,7 +111,7 @@ pub async fn destination(
         }
         return Ok((reachable(address).ok_or(PrepareError::ListensNowhere)?, agreement));
     }
-    let agreement = agree::agree(&source.capabilities, &found.capabilities, started_by);
+    let agreement = agree::agree(&source.capabilities, &found.capabilities, twin);
     set_capabilities(client, &agreement.destination).await?;
     if agreement.has_channels {
         client.call(&MigrateSetParameters(channels), ANSWER_WITHIN).await?;

@@ -13,12 +13,14 @@ use crate::check::{
     self, Blocker, Code, Findings, Intent, Memory, Program, Short, SourceEnds, free_huge_pages, huge_pages,
     huge_pages_of, incoming_port, kvm, memory, ports,
 };
-use crate::host::{ProcessHandle, ProcessIdentity, ProcessView, runtime_directory, state_directory};
+use crate::host::{
+    ProcessHandle, ProcessIdentity, ProcessView, open_files, runtime_directory, state_directory,
+};
 use crate::migrate::journal;
 use crate::migrate::plan::{Destination, Incoming, MadeFrom, Mode, Plan, Risks, SourceAfter};
 use crate::migrate::side::{Contact, Side};
 use crate::qemu::argv::CommandLine;
-use crate::qemu::rewrite::{RewriteError, Rewritten, Setting, rewrite};
+use crate::qemu::rewrite::{RewriteError, Rewritten, Setting, Shared, ThisHost, rewrite};
 use crate::qemu::template::{Origin, Placeholder, TemplateFile, Values, derive};
 use crate::qemu::{ANSWER_WITHIN, Inventory, Located, locate};
 use crate::qmp::{Address, CallError, Client, Deadlines, Events, Leg};
@@ -332,13 +334,19 @@ fn start(
     view: ProcessView,
     line: CommandLine,
 ) -> Result<Start, Vec<Blocker>> {
-    let (view, line) = match &plan.destination {
+    let (mut view, line) = match &plan.destination {
         Destination::Start { made_from: MadeFrom::Template(file, typed), .. } => {
             as_template_says(file, typed, address, view, &line).map_err(|blocker| vec![blocker])?
         }
         _ => (view, line),
     };
-    let rewritten = rewritten(plan, source, &view, &line)?;
+    let mut host = ThisHost { open_files: open_files(view.pid) };
+    // Its monitor is open too, by a name that is not to be seen in /proc.
+    host.open_files.extend(address.path().and_then(|path| std::path::absolute(path).ok()));
+    let rewritten = rewritten(plan, source, &view, &line, &host)?;
+    if let Some(rewritten) = &rewritten {
+        view.working_directory.clone_from(&rewritten.working_directory);
+    }
     Ok(Start { view, rewritten })
 }
 
@@ -348,6 +356,7 @@ fn rewritten(
     source: &Inventory,
     view: &ProcessView,
     line: &CommandLine,
+    host: &ThisHost,
 ) -> Result<Option<Rewritten>, Vec<Blocker>> {
     let Destination::Start { qemu, incoming, .. } = &plan.destination else { return Ok(None) };
     let (incoming, globals) = match incoming {
@@ -356,6 +365,9 @@ fn rewritten(
     };
     let setting = Setting {
         id: &plan.id,
+        shared: Shared::SIDE_BY_SIDE,
+        surroundings: host,
+        maps: &plan.maps,
         working_directory: &view.working_directory,
         runtime_directory: &plan.directory,
         machine: source.machine.as_deref(),

@@ -71,7 +71,7 @@ const SAMPLES: [Sample; 14] = [
         "lima",
         Some("q35"),
         Some(4096 * MEBIBYTE),
-        [],
+        ["/home/me/.lima/default/qmp.sock"],
         [],
         [
             "/usr/share/OVMF/OVMF_CODE.fd",

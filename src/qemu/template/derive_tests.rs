@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::host::Credentials;
-use crate::qemu::rewrite::{Setting, own_global, rewrite};
+use crate::qemu::rewrite::{Setting, Shared, ThisHost, own_global, rewrite};
 use crate::qemu::template::{Parsed, fill, parse};
 use crate::record::MigrationId;
 
@@ -152,6 +152,9 @@ fn moved(source: &CommandLine, globals: &[String]) -> CommandLine {
     let runtime = Path::new("/run/qmigrate").join(id.as_str());
     let setting = Setting {
         id: &id,
+        shared: Shared::SIDE_BY_SIDE,
+        surroundings: &ThisHost::default(),
+        maps: &[],
         working_directory: Path::new("/lab"),
         runtime_directory: &runtime,
         machine: Some("pc-i440fx-10.0"),
