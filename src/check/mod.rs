@@ -6,11 +6,14 @@
 mod compare;
 /// Blockers in what the source says of itself.
 mod source;
+/// Blockers in what a destination on this host would have to be given.
+mod standing;
 /// Words for what could not even be looked at.
 mod words;
 
 pub use compare::differences;
 pub use source::{Intent, blockers, lost_writes};
+pub use standing::{locked_memory, memory_room};
 
 use std::fmt;
 

@@ -8,7 +8,9 @@ use clap::{Args, ValueEnum};
 use qmigrate::host::runtime_directory;
 use qmigrate::migrate::engine::{self, Services};
 use qmigrate::migrate::phase::AtDestination;
-use qmigrate::migrate::plan::{Destination, Incoming, Limits, MadeFrom, Mode, Plan, Risks, SourceAfter};
+use qmigrate::migrate::plan::{
+    CgroupsOf, Destination, Incoming, Limits, MadeFrom, Mode, Plan, Risks, SourceAfter,
+};
 use qmigrate::migrate::step::survey::survey;
 use qmigrate::qemu::QemuName;
 use qmigrate::qemu::dialect::{Wish, probe};
@@ -231,6 +233,7 @@ fn plan(
         },
         source_after: if arguments.keep_source { SourceAfter::Keep } else { SourceAfter::Quit },
         risks: if arguments.accept_risks { Risks::Accept } else { Risks::Refuse },
+        cgroups_of: CgroupsOf::Source,
         dialect: arguments.dialect.into(),
         directory,
     }

@@ -14,9 +14,12 @@ mod proc;
 mod process;
 /// Who holds the other end of a unix socket.
 mod socket;
+/// What a process has from its host besides its user: limits, priorities, processors, cgroups.
+mod standing;
 
 pub use directory::{DirectoryError, PrivateDirectory, runtime_directory, state_directory};
 pub use launch::{Credentials, Launch, Life, Output, as_user, end, launch};
 pub use proc::{ProcError, ProcessView, command_line, executable, processes};
 pub use process::{ProcessHandle, ProcessIdentity, executable_name};
 pub use socket::{listening_process, unix_socket_clients};
+pub use standing::{Cgroup, Limit, MemoryRoom, Standing, ThreadStanding, lockable_memory, resident_bytes};

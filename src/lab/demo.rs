@@ -14,7 +14,9 @@ use crate::migrate::history::History;
 use crate::migrate::journal::Journal;
 use crate::migrate::order::Orders;
 use crate::migrate::phase::AtDestination;
-use crate::migrate::plan::{Destination, Incoming, Limits, MadeFrom, Mode, Plan, Risks, SourceAfter};
+use crate::migrate::plan::{
+    CgroupsOf, Destination, Incoming, Limits, MadeFrom, Mode, Plan, Risks, SourceAfter,
+};
 use crate::observe::heartbeat::{Handover, Observer};
 use crate::qemu::QemuName;
 use crate::qemu::dialect::Wish;
@@ -169,6 +171,7 @@ pub async fn start(plan: &DemoPlan, setting: &Setting) -> Result<Demo, DemoError
         at_destination: AtDestination::AsBefore,
         source_after: SourceAfter::Quit,
         risks: Risks::Refuse,
+        cgroups_of: CgroupsOf::Source,
         dialect: Wish::Auto,
         directory: plan.runtime_directory.join(plan.id.as_str()),
     };

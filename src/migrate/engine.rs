@@ -11,7 +11,7 @@ use super::journal::{Journal, Step};
 use super::order::Orders;
 use super::outcome;
 use super::phase::{AtSource, Guest, Phase};
-use super::plan::{Mode, Plan, Risks};
+use super::plan::{Mode, Plan, Risks, StartedBy};
 use super::side::{Contact, Side};
 use super::step::agree::Agreement;
 use super::step::destination::Held;
@@ -245,6 +245,13 @@ async fn prepare_destination(
     }
     for accepted in differences {
         history.warn(accepted.code, accepted.message, None);
+    }
+    if held.started_by == StartedBy::Engine {
+        let (from, to) = ((&source.client, source.view.pid), (&held.client, held.process.pid()));
+        let pinned = step::pin::pin(from, to).await.map_err(|error| refused(vec![error.into()]))?;
+        if let Some(warning) = pinned {
+            history.add(Entry::Warning(warning));
+        }
     }
     let listen = async {
         let found = prepare::settings(&source.client).await?;

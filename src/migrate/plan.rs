@@ -141,6 +141,15 @@ pub enum Risks {
     Accept,
 }
 
+/// In whose cgroups the destination starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CgroupsOf {
+    /// Those of the source, with their limits.
+    Source,
+    /// Those of the engine: where the end of the source ends all that is in its cgroup, as systemd does with a service.
+    Engine,
+}
+
 /// One migration, whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
@@ -162,6 +171,8 @@ pub struct Plan {
     pub source_after: SourceAfter,
     /// What to do where the guest may not survive it.
     pub risks: Risks,
+    /// Where the destination starts.
+    pub cgroups_of: CgroupsOf,
     /// How the QEMUs are to be told their limits.
     pub dialect: Wish,
     /// The migration's own directory, which the engine makes and removes.

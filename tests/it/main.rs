@@ -78,3 +78,5 @@ mod qemu_suite;
 mod dead_link;
 /// People and programs that meddle while a guest is moved.
 mod meddling;
+/// What a QEMU has from its host besides its user, and its destination has too.
+mod standing;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use qapi_qmp as words;
 
+use super::standing;
 use super::survey::{GREETING_WITHIN, Source};
 use crate::check::Blocker;
 use crate::host::{PrivateDirectory, ProcessHandle, ProcessView};
@@ -76,7 +77,7 @@ pub async fn get(
         moved: rewritten.moved.clone(),
         log: Some(log.clone()),
     })))?;
-    let twin = twin::start(&rewritten, &source.view, log, abort).await?;
+    let twin = twin::start(&rewritten, &source.view, source.standing.as_ref(), log, abort).await?;
     let twin::Twin { client, process, directories, log } = twin;
     let events = client.events();
     let held = async {
@@ -84,10 +85,14 @@ pub async fn get(
         let limits_by = inventory.dialect.limits_by_or_else(plan.dialect)?;
         let running = Running::of(&process, &ProcessView::read(process.pid())?);
         journal.write(&Step::Started { running, limits_by })?;
-        Ok::<_, Blocker>((inventory, limits_by))
+        let warning = match &source.standing {
+            Some(wanted) => standing::warning(wanted, process.pid())?,
+            None => None,
+        };
+        Ok::<_, Blocker>((inventory, limits_by, warning))
     };
     match held.await {
-        Ok((inventory, limits_by)) => {
+        Ok((inventory, limits_by, warning)) => {
             let held = Held {
                 address,
                 client,
@@ -101,7 +106,7 @@ pub async fn get(
                 log: Some(log),
                 started_by: StartedBy::Engine,
             };
-            Ok((held, rewritten.warnings))
+            Ok((held, rewritten.warnings.into_iter().chain(warning).collect()))
         }
         Err(blocker) => {
             end(&process).await;

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-use super::prepare;
+use super::{prepare, standing};
 use crate::check::{Blocker, Intent, blockers};
-use crate::host::{ProcessHandle, ProcessIdentity, ProcessView, runtime_directory, state_directory};
+use crate::host::{
+    ProcError, ProcessHandle, ProcessIdentity, ProcessView, Standing, runtime_directory, state_directory,
+};
 use crate::migrate::journal;
 use crate::migrate::plan::{Destination, Incoming, MadeFrom, Mode, Plan, Risks};
 use crate::migrate::side::{Contact, Side};
@@ -33,6 +35,8 @@ pub struct Source {
     pub limits_by: LimitsBy,
     /// How its twin is to be started: as it was itself, or where and with what a template says.
     pub view: ProcessView,
+    /// What its twin is to have from this host; nothing where the user has started the twin.
+    pub standing: Option<Standing>,
     /// The twin's command line and what has to be done around it; nothing where the user has started the twin.
     pub rewritten: Option<Rewritten>,
     /// A hold on its process.
@@ -97,8 +101,27 @@ pub async fn survey(plan: &Plan) -> Result<Source, Vec<Blocker>> {
         }
         _ => (view, line),
     };
-    let rewritten = rewritten(plan, &inventory, &view, &line)?;
-    Ok(Source { address, client, events, inventory, limits_by, view, rewritten, process })
+    let (standing, mut found) = standing(plan, &view, &line).map_err(|error| one(error.into()))?;
+    let rewritten = rewritten(plan, &inventory, &view, &line).unwrap_or_else(|more| {
+        found.extend(more);
+        None
+    });
+    if !found.is_empty() {
+        return Err(found);
+    }
+    Ok(Source { address, client, events, inventory, limits_by, view, standing, rewritten, process })
+}
+
+/// What the twin that the engine is to start is to have from this host, and what stands in the way of that.
+fn standing(
+    plan: &Plan,
+    view: &ProcessView,
+    line: &CommandLine,
+) -> Result<(Option<Standing>, Vec<Blocker>), ProcError> {
+    let Destination::Start { .. } = &plan.destination else { return Ok((None, Vec::new())) };
+    let wanted = standing::wanted(view.pid, plan.cgroups_of)?;
+    let blockers = standing::blockers(view.pid, &view.credentials, line, &wanted)?;
+    Ok((Some(wanted), blockers))
 }
 
 /// The command line of the twin that the engine is to start.

@@ -116,6 +116,7 @@ impl Probe {
             environment: std::env::vars_os().collect(),
             working_directory: directory.path().to_owned(),
             credentials,
+            standing: None,
             output: Output::Log(log.clone()),
             life: Life::WithItsStarter,
         })
