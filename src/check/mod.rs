@@ -4,6 +4,8 @@
 
 /// Blockers in what tells a destination from its source.
 mod compare;
+/// Blockers in options with which QEMU runs other programs of the host.
+mod host_programs;
 /// Blockers in what the source says of itself.
 mod source;
 /// Blockers in what a destination on this host would have to be given.
@@ -12,6 +14,7 @@ mod standing;
 mod words;
 
 pub use compare::differences;
+pub use host_programs::host_programs;
 pub use source::{Intent, blockers, lost_writes};
 pub use standing::{locked_memory, memory_room};
 

@@ -9,7 +9,7 @@ use qmigrate::host::runtime_directory;
 use qmigrate::migrate::engine::{self, Services};
 use qmigrate::migrate::phase::AtDestination;
 use qmigrate::migrate::plan::{
-    CgroupsOf, Destination, Incoming, Limits, MadeFrom, Mode, Plan, Risks, SourceAfter,
+    CgroupsOf, Destination, HostPrograms, Incoming, Limits, MadeFrom, Mode, Plan, Risks, SourceAfter,
 };
 use qmigrate::migrate::step::survey::survey;
 use qmigrate::qemu::QemuName;
@@ -67,6 +67,10 @@ pub(crate) struct Arguments {
     /// to a destination with other hardware.
     #[arg(long = "unsafe")]
     accept_risks: bool,
+    /// As root: moves a guest also where its destination runs other programs of this host, such as tap scripts, helpers or
+    /// plugins.
+    #[arg(long)]
+    allow_host_programs: bool,
     #[command(flatten)]
     output: OutputArguments,
     /// The engine that --detach starts: the migration's name.
@@ -233,6 +237,7 @@ fn plan(
         },
         source_after: if arguments.keep_source { SourceAfter::Keep } else { SourceAfter::Quit },
         risks: if arguments.accept_risks { Risks::Accept } else { Risks::Refuse },
+        host_programs: if arguments.allow_host_programs { HostPrograms::Allow } else { HostPrograms::Refuse },
         cgroups_of: CgroupsOf::Source,
         dialect: arguments.dialect.into(),
         directory,

@@ -15,7 +15,7 @@ use crate::migrate::journal::Journal;
 use crate::migrate::order::Orders;
 use crate::migrate::phase::AtDestination;
 use crate::migrate::plan::{
-    CgroupsOf, Destination, Incoming, Limits, MadeFrom, Mode, Plan, Risks, SourceAfter,
+    CgroupsOf, Destination, HostPrograms, Incoming, Limits, MadeFrom, Mode, Plan, Risks, SourceAfter,
 };
 use crate::observe::heartbeat::{Handover, Observer};
 use crate::qemu::QemuName;
@@ -171,6 +171,7 @@ pub async fn start(plan: &DemoPlan, setting: &Setting) -> Result<Demo, DemoError
         at_destination: AtDestination::AsBefore,
         source_after: SourceAfter::Quit,
         risks: Risks::Refuse,
+        host_programs: HostPrograms::Refuse,
         cgroups_of: CgroupsOf::Source,
         dialect: Wish::Auto,
         directory: plan.runtime_directory.join(plan.id.as_str()),

@@ -141,6 +141,15 @@ pub enum Risks {
     Accept,
 }
 
+/// What an engine of root's does with a guest whose options make QEMU run other programs of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostPrograms {
+    /// Refuse it.
+    Refuse,
+    /// Run them.
+    Allow,
+}
+
 /// In whose cgroups the destination starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CgroupsOf {
@@ -171,6 +180,8 @@ pub struct Plan {
     pub source_after: SourceAfter,
     /// What to do where the guest may not survive it.
     pub risks: Risks,
+    /// What to do where the destination would run other programs.
+    pub host_programs: HostPrograms,
     /// Where the destination starts.
     pub cgroups_of: CgroupsOf,
     /// How the QEMUs are to be told their limits.

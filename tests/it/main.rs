@@ -80,3 +80,5 @@ mod dead_link;
 mod meddling;
 /// What a QEMU has from its host besides its user, and its destination has too.
 mod standing;
+/// Options with which QEMU runs other programs.
+mod host_programs;

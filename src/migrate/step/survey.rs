@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
+use nix::unistd::geteuid;
+
 use super::{prepare, standing};
-use crate::check::{Blocker, Intent, blockers};
+use crate::check::{Blocker, Intent, blockers, host_programs};
 use crate::host::{
     ProcError, ProcessHandle, ProcessIdentity, ProcessView, Standing, runtime_directory, state_directory,
 };
 use crate::migrate::journal;
-use crate::migrate::plan::{Destination, Incoming, MadeFrom, Mode, Plan, Risks};
+use crate::migrate::plan::{Destination, HostPrograms, Incoming, MadeFrom, Mode, Plan, Risks};
 use crate::migrate::side::{Contact, Side};
 use crate::qemu::argv::CommandLine;
 use crate::qemu::rewrite::{RewriteError, Rewritten, Setting, rewrite};
@@ -106,6 +108,9 @@ pub async fn survey(plan: &Plan) -> Result<Source, Vec<Blocker>> {
         found.extend(more);
         None
     });
+    if plan.host_programs == HostPrograms::Refuse && geteuid().is_root() {
+        found.extend(host_programs(rewritten.as_ref().map_or(&line, |rewritten| &rewritten.line)));
+    }
     if !found.is_empty() {
         return Err(found);
     }
