@@ -287,13 +287,17 @@ impl Ready {
 /// The highest limit on locked memory that this process may give another one.
 pub fn lockable_memory() -> u64 {
     const CAP_SYS_RESOURCE: u32 = 24;
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let bits = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let bits = bits.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).unwrap_or(0);
-    if bits >> CAP_SYS_RESOURCE & 1 == 1 {
+    if own_capabilities() >> CAP_SYS_RESOURCE & 1 == 1 {
         return RLIM_INFINITY;
     }
     getrlimit(Resource::RLIMIT_MEMLOCK).map_or(0, |(_, hard)| hard)
+}
+
+/// What this process may do that others may not: a bit for each capability.
+pub(super) fn own_capabilities() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let bits = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    bits.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).unwrap_or(0)
 }
 
 /// How much memory of its own a process has: what another one like it will be counted with. Huge pages are not counted.

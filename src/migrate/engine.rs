@@ -146,6 +146,7 @@ async fn with_destination(
         renames,
         moved,
         log,
+        taps,
         started_by,
         ..
     } = held;
@@ -173,6 +174,7 @@ async fn with_destination(
         owner,
         moved,
         log,
+        taps,
         originals,
     };
     Ok(ending.conclude(&conclusion, history, *observed).await)

@@ -29,6 +29,11 @@ use serde::{Deserialize, Serialize};
 use super::argv::{CommandLine, CommandOption, KeyValues};
 use crate::record::{MigrationId, Moved, Warning};
 
+/// A tap in the place of another one.
+mod tap;
+
+pub use tap::{TapChange, TapName, taps};
+
 /// The longest path of a unix socket: `sun_path` less its NUL (QEMU: "Path must be less than 108 bytes", N13).
 const LONGEST_SOCKET_PATH: usize = 107;
 /// What the private directories beside the user's own files are called, before the id.
@@ -60,6 +65,8 @@ pub struct Setting<'a> {
     pub qemu: Option<&'a Path>,
     /// `-global` values to add.
     pub globals: &'a [String],
+    /// The taps of its own that the destination has.
+    pub taps: &'a [TapChange],
 }
 
 /// Something that the destination has under another name until the source has gone.
@@ -263,7 +270,10 @@ impl Work<'_> {
             "object" if shares_memory(value) => {
                 return Err(RewriteError::SharedMemory(format!("-object {value}")));
             }
-            _ => self.push(option.clone()),
+            _ => {
+                let option = tap::with_new_tap(option, self.setting.taps).unwrap_or_else(|| option.clone());
+                self.push(option);
+            }
         }
         Ok(())
     }

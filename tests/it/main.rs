@@ -82,3 +82,5 @@ mod meddling;
 mod standing;
 /// Options with which QEMU runs other programs.
 mod host_programs;
+/// Guests with a tap, and the one that the destination gets beside it.
+mod tap;

@@ -11,6 +11,8 @@ pub mod compare;
 pub mod standing;
 /// Gives the destination's processors and I/O threads what those of its source have.
 pub mod pin;
+/// Taps of the destination's own.
+pub mod tap;
 /// Sets downtime and bandwidth in the words that a QEMU has.
 pub mod limits;
 /// Which capabilities both sides need.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use nix::unistd::geteuid;
 
-use super::{prepare, standing};
+use super::{prepare, standing, tap};
 use crate::check::{Blocker, Intent, blockers, host_programs};
 use crate::host::{
     ProcError, ProcessHandle, ProcessIdentity, ProcessView, Standing, runtime_directory, state_directory,
@@ -13,7 +13,7 @@ use crate::migrate::journal;
 use crate::migrate::plan::{Destination, HostPrograms, Incoming, MadeFrom, Mode, Plan, Risks};
 use crate::migrate::side::{Contact, Side};
 use crate::qemu::argv::CommandLine;
-use crate::qemu::rewrite::{RewriteError, Rewritten, Setting, rewrite};
+use crate::qemu::rewrite::{RewriteError, Rewritten, Setting, TapChange, rewrite};
 use crate::qemu::template::{Origin, Placeholder, TemplateFile, Values, derive};
 use crate::qemu::{Inventory, Located, locate};
 use crate::qmp::{Address, Client, Deadlines, Events, Leg};
@@ -39,6 +39,8 @@ pub struct Source {
     pub view: ProcessView,
     /// What its twin is to have from this host; nothing where the user has started the twin.
     pub standing: Option<Standing>,
+    /// The taps that are to be made for its twin.
+    pub taps: Vec<tap::Planned>,
     /// The twin's command line and what has to be done around it; nothing where the user has started the twin.
     pub rewritten: Option<Rewritten>,
     /// A hold on its process.
@@ -104,7 +106,8 @@ pub async fn survey(plan: &Plan) -> Result<Source, Vec<Blocker>> {
         _ => (view, line),
     };
     let (standing, mut found) = standing(plan, &view, &line).map_err(|error| one(error.into()))?;
-    let rewritten = rewritten(plan, &inventory, &view, &line).unwrap_or_else(|more| {
+    let (taps, changes) = taps(plan, &view, &line, &mut found);
+    let rewritten = rewritten(plan, &inventory, &view, &line, &changes).unwrap_or_else(|more| {
         found.extend(more);
         None
     });
@@ -114,7 +117,7 @@ pub async fn survey(plan: &Plan) -> Result<Source, Vec<Blocker>> {
     if !found.is_empty() {
         return Err(found);
     }
-    Ok(Source { address, client, events, inventory, limits_by, view, standing, rewritten, process })
+    Ok(Source { address, client, events, inventory, limits_by, view, standing, taps, rewritten, process })
 }
 
 /// What the twin that the engine is to start is to have from this host, and what stands in the way of that.
@@ -129,12 +132,26 @@ fn standing(
     Ok((Some(wanted), blockers))
 }
 
+/// The taps of its own that the twin is to have.
+fn taps(
+    plan: &Plan,
+    view: &ProcessView,
+    line: &CommandLine,
+    found: &mut Vec<Blocker>,
+) -> (Vec<tap::Planned>, Vec<TapChange>) {
+    let Destination::Start { .. } = &plan.destination else { return (Vec::new(), Vec::new()) };
+    let (planned, changes, blockers) = tap::plan(&plan.id, view, line);
+    found.extend(blockers);
+    (planned, changes)
+}
+
 /// The command line of the twin that the engine is to start.
 fn rewritten(
     plan: &Plan,
     source: &Inventory,
     view: &ProcessView,
     line: &CommandLine,
+    taps: &[TapChange],
 ) -> Result<Option<Rewritten>, Vec<Blocker>> {
     let Destination::Start { qemu, incoming, .. } = &plan.destination else { return Ok(None) };
     let (incoming, globals) = match incoming {
@@ -149,6 +166,7 @@ fn rewritten(
         incoming,
         qemu: qemu.as_deref(),
         globals: &globals,
+        taps,
     };
     let blockers = |errors: Vec<RewriteError>| errors.into_iter().map(Blocker::from).collect();
     rewrite(line, &setting).map(Some).map_err(blockers)
