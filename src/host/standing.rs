@@ -6,9 +6,7 @@
 
 use std::ffi::CString;
 use std::fmt;
-use std::io;
 
-use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::libc;
 use nix::sys::prctl::set_no_new_privs;
@@ -170,13 +168,23 @@ impl Standing {
         Ok(Self {
             limits: limits(&text("limits")?).ok_or(malformed("limits"))?,
             thread: ThreadStanding::of(pid, pid)?,
-            io_priority: io_priority(pid).map_err(|error| proc_error(pid, "I/O priority", error))?,
+            io_priority: io_priority(pid),
             oom_score_adj: oom,
             umask: Mode::from_bits_truncate(umask),
             no_new_privileges: field("NoNewPrivs:") == Some("1"),
             capability_bounds,
-            cgroups: Cgroup::read(&text("cgroup")?, &mounts),
+            // A kernel may have been built without any.
+            cgroups: Cgroup::read(&text("cgroup").unwrap_or_default(), &mounts),
         })
+    }
+
+    /// The service of systemd's that it belongs to, if it does: what is in its cgroup ends with it.
+    pub fn service(&self) -> Option<&str> {
+        // Version 1 has a hierarchy for nothing else.
+        let told =
+            self.cgroups.iter().filter(|cgroup| matches!(cgroup.hierarchy.as_str(), "" | "name=systemd"));
+        let mut units = told.filter_map(|cgroup| cgroup.path.rsplit('/').next());
+        units.find(|unit| unit.ends_with(".service"))
     }
 
     /// How much memory it may lock.
@@ -212,7 +220,9 @@ impl Standing {
             }
         };
         for ((name, _), (wanted, has)) in LIMITS.iter().zip(self.limits.iter().zip(&other.limits)) {
-            hold(wanted == has, &name.to_lowercase(), has, wanted);
+            // A process may raise what counts by itself, as QEMU 9.0 and later do with open files.
+            let is_enough = wanted.hard == has.hard && wanted.soft <= has.soft;
+            hold(is_enough, &name.to_lowercase(), has, wanted);
         }
         let (wanted, has) = (self.io_priority, other.io_priority);
         hold(wanted == has, "I/O priority", &IoPriority(has), &IoPriority(wanted));
@@ -316,10 +326,11 @@ const IOPRIO_WHO_PROCESS: libc::c_int = 1;
 /// Above this the class stands, below it the level.
 const IOPRIO_CLASS_SHIFT: u32 = 13;
 
-fn io_priority(pid: i32) -> io::Result<i32> {
+/// None where a kernel does not have them.
+fn io_priority(pid: i32) -> i32 {
     // SAFETY: numbers only.
     let value = unsafe { libc::syscall(libc::SYS_ioprio_get, IOPRIO_WHO_PROCESS, pid) };
-    if value < 0 { Err(Errno::last().into()) } else { i32::try_from(value).map_err(io::Error::other) }
+    i32::try_from(value).unwrap_or(0).max(0)
 }
 
 struct IoPriority(i32);
@@ -398,6 +409,32 @@ mod tests {
             "cgroup (x) none instead of /y",
         ] {
             assert!(lacking.contains(part), "{part}: {lacking}");
+        }
+    }
+
+    #[test]
+    fn a_limit_that_a_process_has_raised_itself_is_none_that_it_lacks() {
+        let own = Standing::of(i32::try_from(std::process::id()).unwrap()).unwrap();
+        let (mut lower, mut higher) = (own.clone(), own);
+        lower.limits[MEMLOCK] = Limit { soft: 1, hard: 9 };
+        higher.limits[MEMLOCK] = Limit { soft: 9, hard: 9 };
+        assert_eq!(lower.lacking(&higher), [] as [&str; 0]);
+        assert_eq!(higher.lacking(&lower), ["max locked memory 1:9 instead of 9:9"]);
+    }
+
+    #[test]
+    fn a_service_is_known_by_its_cgroup() {
+        let mut own = Standing::of(i32::try_from(std::process::id()).unwrap()).unwrap();
+        for (cgroup, service) in [
+            ("0::/system.slice/vm.service", Some("vm.service")),
+            ("4:memory:/x\n1:name=systemd:/system.slice/vm@1.service\n0::/", Some("vm@1.service")),
+            ("0::/user.slice/user-0.slice/user@0.service/app.slice/run-1.scope", None),
+            ("0::/user.slice/user-0.slice/session-1.scope", None),
+            ("4:memory:/vm.service\n0::/", None),
+            ("", None),
+        ] {
+            own.cgroups = Cgroup::read(cgroup, "");
+            assert_eq!(own.service(), service, "{cgroup}");
         }
     }
 

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nix::unistd::geteuid;
+use qmigrate::record::MigrationId;
 use serde_json::Value;
 
 use crate::small_qemu::{Place, Said, Source, migrate, qemu_or_skip, run, wait_for};
@@ -94,9 +95,9 @@ fn destination(source: &Source) -> i32 {
 /// Moves a guest whose destination is to have all that its source has.
 fn moves_with_all(source: &Source) -> BTreeMap<String, String> {
     let before = of_process(source.process.pid());
-    let said = migrate(source.qmp().to_str().unwrap(), &[]);
+    let said = migrate(text(&source.qmp()), &[]);
     assert_eq!(said.code, Some(0), "{said:?}");
-    assert!(!said.text.contains("not permitted"), "{said:?}");
+    assert!(!said.text.contains("has not all"), "{said:?}");
     let after = of_process(destination(source));
     assert_eq!(after, before);
     before
@@ -163,7 +164,7 @@ fn what_a_user_may_not_give_is_named_and_stops_nothing() {
     let said = Said::of(&run(command));
     assert_eq!(said.code, Some(0), "{said:?}");
     said.tells(&[
-        "was not permitted all that the source has",
+        "has not all that the source has",
         &format!("nice {} instead of nice {nice}", nice + 5),
         "max pending signals 600:600 instead of 1000:2000",
         "root may give all of it",
@@ -216,10 +217,15 @@ fn threads(source: &Source) -> BTreeMap<String, i32> {
 }
 
 /// A cgroup of a test's own in each hierarchy in which it may make one.
-struct Cgroups(Vec<PathBuf>);
+struct Cgroups {
+    name: String,
+    made: Vec<PathBuf>,
+}
 
 impl Cgroups {
-    fn make(name: &str) -> Self {
+    /// They have a name that no other test's have, with this at its end.
+    fn make(suffix: &str) -> Self {
+        let name = format!("qmigrate-{}{suffix}", MigrationId::new());
         let own = read("/proc/self/cgroup");
         let mut made = Vec::new();
         for line in read("/proc/self/mountinfo").lines() {
@@ -233,7 +239,7 @@ impl Cgroups {
             };
             let Some(line) = own.lines().find(is_it) else { continue };
             let parent = mount.join(line.rsplit(':').next().unwrap().trim_start_matches('/'));
-            let directory = parent.join(name);
+            let directory = parent.join(&name);
             if std::fs::create_dir(&directory).is_err() {
                 continue;
             }
@@ -244,26 +250,30 @@ impl Cgroups {
             }
             made.push(directory);
         }
-        Self(made)
+        Self { name, made }
     }
 
     /// Lines that put a shell into all of them.
     fn entering(&self) -> String {
         let enter = |path: &PathBuf| format!("echo $$ > {}/cgroup.procs || exit 1; ", path.display());
-        self.0.iter().map(enter).collect::<String>() + "exec"
+        self.made.iter().map(enter).collect::<String>() + "exec"
     }
 
     fn find(&self, file: &str) -> Option<PathBuf> {
-        self.0.iter().map(|directory| directory.join(file)).find(|path| path.exists())
+        self.made.iter().map(|directory| directory.join(file)).find(|path| path.exists())
     }
 }
 
 impl Drop for Cgroups {
     fn drop(&mut self) {
-        for directory in &self.0 {
+        for directory in &self.made {
             wait_for("an empty cgroup", || std::fs::remove_dir(directory).ok());
         }
     }
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
 }
 
 fn number(path: &Path) -> u64 {
@@ -274,14 +284,14 @@ fn number(path: &Path) -> u64 {
 fn a_destination_is_in_the_cgroups_of_its_source_from_its_first_page_on() {
     const TEST: &str = "a_destination_is_in_the_cgroups_of_its_source_from_its_first_page_on";
     let Some(qemu) = qemu_or_skip(TEST) else { return };
-    let cgroups = Cgroups::make("qmigrate-its-first-page");
-    if cgroups.0.is_empty() {
+    let cgroups = Cgroups::make("");
+    if cgroups.made.is_empty() {
         return skip(TEST, "no cgroup can be made here");
     }
     let source = start(&qemu, &cgroups.entering(), &[]);
     let has = moves_with_all(&source);
-    let inside = has["cgroup"].lines().filter(|line| line.ends_with("/qmigrate-its-first-page")).count();
-    assert_eq!(inside, cgroups.0.len(), "{}", has["cgroup"]);
+    let inside = has["cgroup"].lines().filter(|line| line.ends_with(&cgroups.name)).count();
+    assert_eq!(inside, cgroups.made.len(), "{}", has["cgroup"]);
     let used = ["memory.usage_in_bytes", "memory.current"].into_iter().find_map(|file| cgroups.find(file));
     let Some(used) = used else { return skip(TEST, "no hierarchy here counts memory") };
     let anonymous = qmigrate::host::resident_bytes(destination(&source)).unwrap();
@@ -289,10 +299,29 @@ fn a_destination_is_in_the_cgroups_of_its_source_from_its_first_page_on() {
 }
 
 #[test]
+fn a_destination_is_kept_out_of_a_service_that_ends_with_its_source() {
+    const TEST: &str = "a_destination_is_kept_out_of_a_service_that_ends_with_its_source";
+    let Some(qemu) = qemu_or_skip(TEST) else { return };
+    let cgroups = Cgroups::make(".service");
+    let is_systemds =
+        |path: &PathBuf| ["/systemd/", "/unified/"].iter().any(|name| text(path).contains(name));
+    if !cgroups.made.iter().any(|path| is_systemds(path) || path.join("cgroup.type").exists()) {
+        return skip(TEST, "no cgroup of the kind that systemd looks at can be made here");
+    }
+    let source = start(&qemu, &cgroups.entering(), &[]);
+    assert!(of_process(source.process.pid())["cgroup"].contains(&cgroups.name));
+    let said = migrate(text(&source.qmp()), &[]);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    said.tells(&[&format!("outside of {}, with which systemd would end it", cgroups.name)]);
+    let cgroup = &of_process(destination(&source))["cgroup"];
+    assert!(!cgroup.contains(&cgroups.name), "{cgroup}");
+}
+
+#[test]
 fn two_that_their_cgroup_has_no_room_for_are_not_started() {
     const TEST: &str = "two_that_their_cgroup_has_no_room_for_are_not_started";
     let Some(qemu) = qemu_or_skip(TEST) else { return };
-    let cgroups = Cgroups::make("qmigrate-no-room");
+    let cgroups = Cgroups::make("");
     let limit = [("memory.limit_in_bytes", "memory.usage_in_bytes"), ("memory.max", "memory.current")];
     let find = |(limit, used)| Some((cgroups.find(limit)?, cgroups.find(used)?));
     let Some((limit, used)) = limit.into_iter().find_map(find) else {
@@ -304,7 +333,7 @@ fn two_that_their_cgroup_has_no_room_for_are_not_started() {
     source.monitor();
     let resident = qmigrate::host::resident_bytes(source.process.pid()).unwrap();
     std::fs::write(&limit, (number(&used) + resident / 2).to_string()).unwrap();
-    source.refuses(&[]).tells(&["their cgroup has room for", limit.to_str().unwrap(), "raise the limit"]);
+    source.refuses(&[]).tells(&["their cgroup has room for", text(&limit), "raise the limit"]);
     std::fs::write(&limit, (number(&used) + 4 * resident).to_string()).unwrap();
     source.moves();
 }

@@ -82,7 +82,14 @@ pub async fn get(
         taps: source.taps.iter().map(|planned| planned.tap.clone()).collect(),
     })))?;
     let taps = tap::make(&source.taps, &source.view)?;
-    let started = twin::start(&rewritten, &source.view, source.standing.as_ref(), log, abort).await;
+    let started = twin::start(
+        &rewritten,
+        &source.view,
+        source.standing.as_ref().map(|wanted| &wanted.standing),
+        log,
+        abort,
+    )
+    .await;
     let twin = started.inspect_err(|_| tap::remove(&taps))?;
     let twin::Twin { client, process, directories, log } = twin;
     let events = client.events();

@@ -9,14 +9,28 @@ use crate::record::Warning;
 /// The code of the one warning that tells all that was not permitted.
 const NOT_TAKEN: &str = "limits-not-taken";
 
+/// What a destination is to have.
+#[derive(Debug)]
+pub struct Wanted {
+    /// All of it.
+    pub standing: Standing,
+    /// The service that it is kept out of, though its source is in it.
+    service: Option<String>,
+}
+
 /// What the destination of this source is to have.
-pub fn wanted(source: i32, cgroups_of: CgroupsOf) -> Result<Standing, ProcError> {
+///
+/// As the main process of a service ends, systemd ends all that is in the service's cgroup. A source may be that process,
+/// and its destination is to outlive it.
+pub fn wanted(source: i32, cgroups_of: CgroupsOf) -> Result<Wanted, ProcError> {
     let mut standing = Standing::of(source)?;
-    match cgroups_of {
-        CgroupsOf::Source => {}
-        CgroupsOf::Engine => standing.cgroups.clear(),
+    let own = Standing::of(nix::unistd::getpid().as_raw())?;
+    let is_service = cgroups_of == CgroupsOf::Source && standing.cgroups != own.cgroups;
+    let service = standing.service().filter(|_| is_service).map(str::to_owned);
+    if service.is_some() || cgroups_of == CgroupsOf::Engine {
+        standing.cgroups = own.cgroups;
     }
-    Ok(standing)
+    Ok(Wanted { standing, service })
 }
 
 /// What of it a destination would fail without.
@@ -24,9 +38,9 @@ pub fn blockers(
     source: i32,
     owner: &Credentials,
     line: &CommandLine,
-    wanted: &Standing,
+    wanted: &Wanted,
 ) -> Result<Vec<Blocker>, ProcError> {
-    let mut found = Vec::new();
+    let (wanted, mut found) = (&wanted.standing, Vec::new());
     if let Some(room) = wanted.memory_room() {
         found.extend(memory_room(Some(&room), resident_bytes(source)?));
     }
@@ -38,8 +52,10 @@ pub fn blockers(
 }
 
 /// What a destination that was started has instead of what it was to have.
-pub fn warning(wanted: &Standing, destination: i32) -> Result<Option<Warning>, ProcError> {
-    let lacking = wanted.lacking(&Standing::of(destination)?);
+pub fn warning(wanted: &Wanted, destination: i32) -> Result<Option<Warning>, ProcError> {
+    let mut lacking = wanted.standing.lacking(&Standing::of(destination)?);
+    let outside = |service: &String| format!("outside of {service}, with which systemd would end it");
+    lacking.extend(wanted.service.as_ref().map(outside));
     Ok((!lacking.is_empty()).then(|| not_taken("the destination", &lacking)))
 }
 
@@ -47,7 +63,20 @@ pub fn warning(wanted: &Standing, destination: i32) -> Result<Option<Warning>, P
 pub(super) fn not_taken(whose: &str, lacking: &[String]) -> Warning {
     Warning {
         code: NOT_TAKEN.to_owned(),
-        message: format!("{whose} was not permitted all that the source has: {}", lacking.join("; ")),
+        message: format!("{whose} has not all that the source has: {}", lacking.join("; ")),
         hint: (!nix::unistd::geteuid().is_root()).then(|| "root may give all of it".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_destination_in_the_engines_cgroups_is_where_the_engine_is() {
+        let own = nix::unistd::getpid().as_raw();
+        let wanted = wanted(1, CgroupsOf::Engine).unwrap();
+        assert_eq!(wanted.standing.cgroups, Standing::of(own).unwrap().cgroups);
+        assert_eq!(wanted.service, None);
     }
 }

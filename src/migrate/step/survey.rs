@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use nix::unistd::geteuid;
 
+use super::standing::Wanted;
 use super::{prepare, standing, tap};
 use crate::check::{Blocker, Intent, blockers, host_programs};
 use crate::host::{
-    ProcError, ProcessHandle, ProcessIdentity, ProcessView, Standing, runtime_directory, state_directory,
+    ProcError, ProcessHandle, ProcessIdentity, ProcessView, runtime_directory, state_directory,
 };
 use crate::migrate::journal;
 use crate::migrate::plan::{Destination, HostPrograms, Incoming, MadeFrom, Mode, Plan, Risks};
@@ -38,7 +39,7 @@ pub struct Source {
     /// How its twin is to be started: as it was itself, or where and with what a template says.
     pub view: ProcessView,
     /// What its twin is to have from this host; nothing where the user has started the twin.
-    pub standing: Option<Standing>,
+    pub standing: Option<Wanted>,
     /// The taps that are to be made for its twin.
     pub taps: Vec<tap::Planned>,
     /// The twin's command line and what has to be done around it; nothing where the user has started the twin.
@@ -125,7 +126,7 @@ fn standing(
     plan: &Plan,
     view: &ProcessView,
     line: &CommandLine,
-) -> Result<(Option<Standing>, Vec<Blocker>), ProcError> {
+) -> Result<(Option<Wanted>, Vec<Blocker>), ProcError> {
     let Destination::Start { .. } = &plan.destination else { return Ok((None, Vec::new())) };
     let wanted = standing::wanted(view.pid, plan.cgroups_of)?;
     let blockers = standing::blockers(view.pid, &view.credentials, line, &wanted)?;
