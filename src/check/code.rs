@@ -76,7 +76,7 @@ codes! {
     RelativePath = "relative-path", "a relative path whose directory is not known any more";
     RelativeImage = "relative-image", "an image that QEMU looks for in vain as it hands over";
     Snapshot = "snapshot", "what the guest wrote is in a temporary file of the source";
-    Tap = "tap", "a tap interface is held by the source";
+    Tap = "tap", "a tap of the source, and of another one beside it";
     TapDescriptor = "tap-descriptor", "a tap interface was handed over as a descriptor";
     Descriptor = "descriptor", "an open descriptor, which no other QEMU has";
     Backend = "backend", "a program that serves one guest, such as virtiofsd";
@@ -108,6 +108,10 @@ codes! {
     LittleMemory = "little-memory", "the host has too little memory for a second copy";
     HugePages = "hugepages", "the host has too few huge pages for a second copy";
     NoKvm = "no-kvm", "the guest runs under KVM, which its user cannot open";
+    CgroupMemory = "cgroup-memory", "the source's cgroup has too little memory for a second copy";
+    LockedMemory = "locked-memory", "the destination may not lock as much memory as the source";
+    LimitsNotTaken = "limits-not-taken", "warning: the destination lacks a limit or priority";
+    HostProgram = "host-program", "an option runs a program of the host, by root's engine";
     NoUserfaultfd = "no-userfaultfd", "warning: no postcopy, since userfaultfd is forbidden";
     Directory = "directory", "the engine's own directories cannot be made";
 

@@ -10,6 +10,8 @@ mod code;
 mod compare;
 /// What the host has for a second QEMU.
 mod host;
+/// Blockers in options with which QEMU runs other programs of the host.
+mod host_programs;
 /// Images and devices of the host that the source holds.
 mod images;
 /// Ports on which the destination is to listen.
@@ -20,17 +22,21 @@ mod process;
 mod program;
 /// Blockers in what the source says of itself.
 mod source;
+/// Blockers in what a destination on this host would have to be given.
+mod standing;
 /// Words for what could not even be looked at.
 mod words;
 
 pub use code::Code;
 pub use compare::differences;
 pub use host::{Memory, Short, free_huge_pages, huge_pages, huge_pages_of, kvm, memory, userfaultfd};
+pub use host_programs::host_programs;
 pub use images::images;
 pub use ports::{incoming_port, ports};
 pub use process::{SourceEnds, process};
 pub use program::Program;
 pub use source::{Intent, findings};
+pub use standing::{locked_memory, memory_room};
 
 use std::fmt;
 

@@ -30,6 +30,7 @@ pub(crate) async fn run() -> anyhow::Result<ExitCode> {
         environment: std::env::vars_os().collect(),
         working_directory: std::env::current_dir()?,
         credentials: Credentials::own()?,
+        standing: None,
         output: output.clone(),
         life: Life::OfItsOwn,
     })

@@ -8,7 +8,9 @@ use clap::{Args, ValueEnum};
 use qmigrate::host::{UnitName, runtime_directory};
 use qmigrate::migrate::engine::{self, Services};
 use qmigrate::migrate::phase::AtDestination;
-use qmigrate::migrate::plan::{Destination, Incoming, Limits, MadeFrom, Mode, Plan, Risks, SourceAfter};
+use qmigrate::migrate::plan::{
+    Destination, HostPrograms, Incoming, Limits, MadeFrom, Mode, Plan, Risks, SourceAfter,
+};
 use qmigrate::migrate::step::survey::survey;
 use qmigrate::qemu::QemuName;
 use qmigrate::qemu::dialect::{Wish, probe};
@@ -20,6 +22,7 @@ use qmigrate::units::{DowntimeMs, Rate, parse_duration};
 use super::session::{OutputArguments, Session, Signals};
 use super::{detach, executable, refuse, template, without_secrets};
 
+#[expect(clippy::struct_excessive_bools, reason = "flags are what was typed; the plan has types")]
 /// What decides whether a guest can be moved.
 #[derive(Debug, Args)]
 pub(crate) struct Choices {
@@ -61,6 +64,10 @@ pub(crate) struct Choices {
     /// to a destination with other hardware.
     #[arg(long = "unsafe")]
     accept_risks: bool,
+    /// As root: moves a guest also where its destination runs other programs of this host, such as tap scripts, helpers or
+    /// plugins.
+    #[arg(long)]
+    allow_host_programs: bool,
 }
 
 /// Moves a running guest to a second QEMU on this machine, started from the first one's command line or a template.
@@ -238,6 +245,7 @@ impl Choices {
             },
             maps: self.maps,
             risks: if self.accept_risks { Risks::Accept } else { Risks::Refuse },
+            host_programs: if self.allow_host_programs { HostPrograms::Allow } else { HostPrograms::Refuse },
             dialect: self.dialect.into(),
         })
     }

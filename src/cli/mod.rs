@@ -106,8 +106,8 @@ pub(crate) fn put(output: &mut impl Write, text: &str) {
 /// Does what was typed.
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     match arguments.command {
-        Command::Demo(arguments) => demo::run(arguments).await,
-        Command::Migrate(arguments) => migrate::run(arguments).await,
+        Command::Demo(arguments) => Box::pin(demo::run(arguments)).await,
+        Command::Migrate(arguments) => Box::pin(migrate::run(arguments)).await,
         Command::Check(arguments) => check::run(arguments).await,
         Command::List(arguments) => list::run(arguments).await,
         Command::Features(arguments) => features::run(arguments).await,

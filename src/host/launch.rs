@@ -18,6 +18,8 @@ use nix::unistd::{
     setsid, setuid,
 };
 
+use super::standing::Standing;
+
 /// Whom a process runs as.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Credentials {
@@ -78,6 +80,9 @@ pub struct Launch {
     pub working_directory: PathBuf,
     /// Whom it runs as; only root can start one as somebody else.
     pub credentials: Credentials,
+    /// The limits and the rest that it takes from another process, as far as that is permitted; nothing for one that
+    /// has them from the engine.
+    pub standing: Option<Standing>,
     /// Where its standard output and standard error go.
     pub output: Output,
     /// How long it lives.
@@ -139,9 +144,13 @@ pub fn launch(launch: &Launch) -> io::Result<Child> {
         .stdout(log.try_clone()?)
         .stderr(log);
     let credentials = launch.credentials.clone();
+    let standing = launch.standing.as_ref().map(Standing::ready);
     let (changes_user, life, starter) = (geteuid().is_root(), launch.life, getpid());
     let before_exec = move || {
         setsid()?;
+        if let Some(standing) = &standing {
+            standing.take();
+        }
         if changes_user {
             setgroups(&credentials.groups)?;
             setgid(credentials.group)?;
@@ -158,7 +167,8 @@ pub fn launch(launch: &Launch) -> io::Result<Child> {
         Ok(())
     };
     // SAFETY: between fork and exec the closure makes system calls only (setsid, setgroups, setgid, setuid, prctl,
-    // getppid); it takes no lock and allocates nothing, and what it owns was allocated before.
+    // getppid, and those that a standing is taken by); it takes no lock and allocates nothing, and what it owns was
+    // allocated before.
     unsafe { command.pre_exec(before_exec) };
     command.spawn()
 }

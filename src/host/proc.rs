@@ -148,7 +148,7 @@ fn credentials(pid: i32) -> Result<Credentials, ProcError> {
     }
 }
 
-fn read(pid: i32, what: &'static str) -> Result<Vec<u8>, ProcError> {
+pub(super) fn read(pid: i32, what: &'static str) -> Result<Vec<u8>, ProcError> {
     std::fs::read(format!("/proc/{pid}/{what}")).map_err(|error| proc_error(pid, what, error))
 }
 

@@ -14,7 +14,9 @@ use crate::migrate::history::History;
 use crate::migrate::journal::Journal;
 use crate::migrate::order::Orders;
 use crate::migrate::phase::AtDestination;
-use crate::migrate::plan::{Destination, Incoming, Limits, MadeFrom, Mode, Plan, Risks, SourceAfter};
+use crate::migrate::plan::{
+    Destination, HostPrograms, Incoming, Limits, MadeFrom, Mode, Plan, Risks, SourceAfter,
+};
 use crate::observe::heartbeat::{Handover, Observer};
 use crate::qemu::QemuName;
 use crate::qemu::dialect::Wish;
@@ -170,6 +172,7 @@ pub async fn start(plan: &DemoPlan, setting: &Setting) -> Result<Demo, DemoError
         source_after: SourceAfter::Quit,
         maps: Vec::new(),
         risks: Risks::Refuse,
+        host_programs: HostPrograms::Refuse,
         dialect: Wish::Auto,
         directory: plan.runtime_directory.join(plan.id.as_str()),
     };

@@ -158,6 +158,7 @@ impl Subject {
             environment: std::env::vars_os().collect(),
             working_directory: directory.to_owned(),
             credentials: Credentials::own().map_err(|error| failed(error.into()))?,
+            standing: None,
             output: Output::Log(log.clone()),
             life: Life::OfItsOwn,
         })

@@ -13,6 +13,7 @@ use super::side::{Contact, Side};
 use super::step::destination;
 use super::step::finish::{self, QuitError};
 use super::step::prepare::{self, Originals, PrepareError};
+use super::step::tap::{self, NewTap};
 use crate::host::{Credentials, PrivateDirectory};
 use crate::qemu::rewrite::Rename;
 use crate::qemu::twin;
@@ -94,6 +95,8 @@ pub(super) struct Ending {
     pub(super) owner: Credentials,
     pub(super) moved: Vec<Moved>,
     pub(super) log: Option<PathBuf>,
+    /// The taps that were made for the destination.
+    pub(super) taps: Vec<NewTap>,
     pub(super) originals: Originals,
 }
 
@@ -145,13 +148,17 @@ impl Ending {
             Verified::Lost(_) => restore(&mut self.source, &self.originals, history).await,
             _ => restore(&mut self.destination, &self.originals, history).await,
         };
-        let moved = self.end_source(over, &verified, &mut remainder).await;
+        let mut moved = self.end_source(over, &verified, &mut remainder).await;
         let blackout = outcome::blackout(conclusion, rest, figures.as_ref(), observed());
         let has_ended = self.destination.process.has_ended();
         let keeps_directory = !has_ended && self.uses(self.directory.path(), &moved, history);
         if moved.is_empty() || has_ended {
             twin::remove(&self.directories);
         }
+        if has_ended {
+            tap::remove(&self.taps);
+        }
+        moved.extend(tap::moved(&self.taps));
         let outcome = match &verified {
             Verified::Lost(why) => outcome::lost(conclusion, why, self.left()),
             _ if has_ended => outcome::lost(conclusion, DIED_THERE, self.left()),
@@ -194,7 +201,10 @@ impl Ending {
                     _ => finish::quit(&self.source.client, &self.source.process).await,
                 };
                 match ended {
-                    Ok(()) => finish::take_names(&self.renames, &self.owner),
+                    Ok(()) => {
+                        tap::remove_left(&self.taps);
+                        finish::take_names(&self.renames, &self.owner)
+                    }
                     Err(error) => {
                         remainder.push(error.to_string());
                         kept()
@@ -299,6 +309,7 @@ impl Ending {
             destination::end(&self.destination.process).await;
         }
         twin::remove(&self.directories);
+        tap::remove(&self.taps);
     }
 
     /// What a destination that failed had to say.

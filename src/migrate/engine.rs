@@ -150,6 +150,7 @@ async fn with_destination(
         renames,
         moved,
         log,
+        taps,
         started_by,
         ..
     } = held;
@@ -177,6 +178,7 @@ async fn with_destination(
         owner,
         moved,
         log,
+        taps,
         originals,
     };
     Ok(ending.conclude(&conclusion, history, *observed).await)
@@ -249,6 +251,13 @@ async fn prepare_destination(
     }
     for accepted in differences {
         history.warn(accepted.code.word(), accepted.message, None);
+    }
+    if held.started_by == StartedBy::Engine {
+        let (from, to) = ((&source.client, source.view.pid), (&held.client, held.process.pid()));
+        let pinned = step::pin::pin(from, to).await.map_err(|error| refused(vec![error.into()]))?;
+        if let Some(warning) = pinned {
+            history.add(Entry::Warning(warning));
+        }
     }
     let listen = async {
         let found = prepare::settings(&source.client).await?;

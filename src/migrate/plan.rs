@@ -145,6 +145,24 @@ pub enum Risks {
     Accept,
 }
 
+/// What an engine of root's does with a guest whose options make QEMU run other programs of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostPrograms {
+    /// Refuse it.
+    Refuse,
+    /// Run them.
+    Allow,
+}
+
+/// In whose cgroups the destination starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CgroupsOf {
+    /// Those of the source, with their limits.
+    Source,
+    /// Those of the engine: where the end of the source ends all that is in its cgroup, as systemd does with a service.
+    Engine,
+}
+
 /// One migration, whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
@@ -168,6 +186,8 @@ pub struct Plan {
     pub maps: Vec<Map>,
     /// What to do where the guest may not survive it.
     pub risks: Risks,
+    /// What to do where the destination would run other programs.
+    pub host_programs: HostPrograms,
     /// How the QEMUs are to be told their limits.
     pub dialect: Wish,
     /// The migration's own directory, which the engine makes and removes.
@@ -175,6 +195,14 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// In whose cgroups the destination starts.
+    pub fn cgroups_of(&self) -> CgroupsOf {
+        match self.source_after {
+            SourceAfter::StopUnit(_) => CgroupsOf::Engine,
+            SourceAfter::Quit | SourceAfter::Keep => CgroupsOf::Source,
+        }
+    }
+
     /// The part of it that goes into a record.
     pub fn request(&self) -> Request {
         let milliseconds = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);

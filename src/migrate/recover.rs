@@ -28,6 +28,7 @@ use super::plan::{Limits, StartedBy};
 use super::side::{Contact, Side};
 use super::step::destination::{START_ANEW, end as end_process};
 use super::step::finish::state;
+use super::step::tap;
 use crate::host::{
     Credentials, PrivateDirectory, ProcError, ProcessHandle, ProcessView, processes, runtime_directory,
 };
@@ -96,6 +97,7 @@ async fn mend(story: Story, source: &Source, services: &mut Services<'_>) -> Res
         owner,
         moved: made.moved,
         log: made.log,
+        taps: made.taps,
         originals,
     };
     Ok(ending.conclude(&conclusion, history, *observed).await)
@@ -114,6 +116,7 @@ async fn undo(
     }
     if let Some(made) = &story.destination {
         twin::remove(&directories(story, made, &owner));
+        tap::remove(&made.taps);
     }
     twin::remove(&[own_directory(story, &owner)]);
     if from.process.has_ended() {

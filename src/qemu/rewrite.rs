@@ -82,6 +82,8 @@ mod rules;
 mod sockets;
 /// What the rewriting asks of the host.
 mod surroundings;
+/// A tap in the place of another one.
+mod tap;
 /// Terminals and windows.
 mod terminal;
 
@@ -93,6 +95,7 @@ pub use rules::table;
 pub(super) use sockets::listening_sockets;
 pub use sockets::{human_monitors, qmp_sockets};
 pub use surroundings::{Protocol, Surroundings, ThisHost};
+pub use tap::{TapChange, TapName, taps};
 
 /// What character devices are called that stand for `file:`, before their number.
 pub(super) const DEVICE_PREFIX: &str = "qmigrate";
@@ -150,6 +153,8 @@ pub struct Setting<'a> {
     pub qemu: Option<&'a Path>,
     /// `-global` values to add.
     pub globals: &'a [String],
+    /// The taps of its own that the destination has.
+    pub taps: &'a [TapChange],
 }
 
 /// How the guest's memory comes to the destination.
@@ -203,6 +208,9 @@ pub fn rewrite(source: &CommandLine, setting: &Setting<'_>) -> Result<Rewritten,
     let mut maps = maps::Maps::new(setting.maps);
     for option in &mut source.options {
         maps.apply(option);
+        if let Some(own) = tap::with_new_tap(option, setting.taps) {
+            *option = own;
+        }
     }
     errors.extend(maps.unused());
     let found = directory::found(&source, open).filter(|_| has_left);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::argv::CommandLine;
 use super::rewrite::Rewritten;
 use crate::host::{
-    DirectoryError, Launch, Life, Output, PrivateDirectory, ProcessHandle, ProcessView, end, launch,
+    DirectoryError, Launch, Life, Output, PrivateDirectory, ProcessHandle, ProcessView, Standing, end, launch,
 };
 use crate::qmp::wire::printable;
 use crate::qmp::{Address, AddressError, Client, ConnectError, Deadlines, Leg};
@@ -78,17 +78,19 @@ pub enum TwinError {
     Process(#[source] io::Error),
 }
 
-/// Starts the destination as its source was started: same user, environment and directory.
+/// Starts the destination as its source was started: same user, environment and directory, and as much of what its host
+/// gave it as is permitted.
 ///
 /// On an error, and when `abort` comes true first, nothing of it is left.
 pub async fn start(
     rewritten: &Rewritten,
     source: &ProcessView,
+    standing: Option<&Standing>,
     log: PathBuf,
     abort: impl Future<Output = ()>,
 ) -> Result<Twin, TwinError> {
     let mut directories = Vec::new();
-    match start_in(rewritten, source, &log, &mut directories, abort).await {
+    match start_in(rewritten, source, standing, &log, &mut directories, abort).await {
         Ok((client, process)) => Ok(Twin { client, process, directories, log }),
         Err(error) => {
             remove(&directories);
@@ -110,6 +112,7 @@ pub fn remove(directories: &[PrivateDirectory]) {
 async fn start_in(
     rewritten: &Rewritten,
     source: &ProcessView,
+    standing: Option<&Standing>,
     log: &Path,
     directories: &mut Vec<PrivateDirectory>,
     abort: impl Future<Output = ()>,
@@ -125,6 +128,7 @@ async fn start_in(
         environment: environment(source),
         working_directory: source.working_directory.clone(),
         credentials: source.credentials.clone(),
+        standing: standing.cloned(),
         output: Output::Log(log.to_owned()),
         life: Life::OfItsOwn,
     };

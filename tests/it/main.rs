@@ -86,3 +86,9 @@ mod dead_link;
 mod naive_copy;
 /// People and programs that meddle while a guest is moved.
 mod meddling;
+/// What a QEMU has from its host besides its user, and its destination has too.
+mod standing;
+/// Options with which QEMU runs other programs.
+mod host_programs;
+/// Guests with a tap, and the one that the destination gets beside it.
+mod tap;

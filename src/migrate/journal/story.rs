@@ -12,6 +12,7 @@ use crate::host::{
 use crate::migrate::phase::{AtDestination, Phase};
 use crate::migrate::plan::{Plan, SourceAfter, StartedBy};
 use crate::migrate::step::prepare::Originals;
+use crate::migrate::step::tap::NewTap;
 use crate::qemu::rewrite::Rename;
 use crate::qmp::Address;
 use crate::record::{LimitsBy, MigrationId, Moved, Outcome, Party, Request};
@@ -127,6 +128,9 @@ pub struct Destination {
     pub moved: Vec<Moved>,
     /// Where it writes what it has to say.
     pub log: Option<PathBuf>,
+    /// The taps that are made for it.
+    #[serde(default)]
+    pub taps: Vec<NewTap>,
 }
 
 /// [`Credentials`] as numbers.

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use qapi_qmp as words;
 
 use super::survey::{GREETING_WITHIN, Source};
+use super::tap::NewTap;
+use super::{standing, tap};
 use crate::check::{Blocker, Code};
 use crate::host::{PrivateDirectory, ProcessHandle, ProcessView};
 use crate::migrate::journal::{self, Journal, Running, Step};
@@ -48,6 +50,8 @@ pub struct Held {
     pub moved: Vec<Moved>,
     /// Where it writes what it has to say, if the engine started it.
     pub log: Option<PathBuf>,
+    /// The taps that were made for it.
+    pub taps: Vec<NewTap>,
     /// Who started it.
     pub started_by: StartedBy,
 }
@@ -75,8 +79,18 @@ pub async fn get(
         renames: rewritten.renames.clone(),
         moved: rewritten.moved.clone(),
         log: Some(log.clone()),
+        taps: source.taps.iter().map(|planned| planned.tap.clone()).collect(),
     })))?;
-    let twin = twin::start(&rewritten, &source.view, log, abort).await?;
+    let taps = tap::make(&source.taps, &source.view)?;
+    let started = twin::start(
+        &rewritten,
+        &source.view,
+        source.standing.as_ref().map(|wanted| &wanted.standing),
+        log,
+        abort,
+    )
+    .await;
+    let twin = started.inspect_err(|_| tap::remove(&taps))?;
     let twin::Twin { client, process, directories, log } = twin;
     let events = client.events();
     let held = async {
@@ -84,10 +98,14 @@ pub async fn get(
         let limits_by = inventory.dialect.limits_by_or_else(plan.dialect)?;
         let running = Running::of(&process, &ProcessView::read(process.pid())?);
         journal.write(&Step::Started { running, limits_by })?;
-        Ok::<_, Blocker>((inventory, limits_by))
+        let warning = match &source.standing {
+            Some(wanted) => standing::warning(wanted, process.pid())?,
+            None => None,
+        };
+        Ok::<_, Blocker>((inventory, limits_by, warning))
     };
     match held.await {
-        Ok((inventory, limits_by)) => {
+        Ok((inventory, limits_by, warning)) => {
             let held = Held {
                 address,
                 client,
@@ -100,12 +118,15 @@ pub async fn get(
                 moved: rewritten.moved,
                 log: Some(log),
                 started_by: StartedBy::Engine,
+                taps,
             };
-            Ok((held, rewritten.warnings))
+            let warnings = rewritten.warnings.into_iter().chain(warning).chain(tap::warnings(&held.taps));
+            Ok((held, warnings.collect()))
         }
         Err(blocker) => {
             end(&process).await;
             twin::remove(&directories);
+            tap::remove(&taps);
             Err(blocker)
         }
     }
@@ -149,6 +170,7 @@ async fn started(name: &QemuName, wish: Wish, journal: &mut Journal) -> Result<H
         renames: Vec::new(),
         moved: Vec::new(),
         log: None,
+        taps: Vec::new(),
     })))?;
     journal.write(&Step::Started { running: Running::of(&process, &view), limits_by })?;
     client.call(&words::stop {}, ANSWER_WITHIN).await?;
@@ -163,6 +185,7 @@ async fn started(name: &QemuName, wish: Wish, journal: &mut Journal) -> Result<H
         renames: Vec::new(),
         moved: Vec::new(),
         log: None,
+        taps: Vec::new(),
         started_by: StartedBy::User,
     })
 }
@@ -187,6 +210,7 @@ impl Held {
             end(&self.process).await;
         }
         twin::remove(&self.directories);
+        tap::remove(&self.taps);
     }
 
     /// Adds to a blocker what it means for a destination of the user's, which has been told to wait.

@@ -7,6 +7,12 @@ pub mod survey;
 pub mod destination;
 /// Holds a destination that waits against its source.
 pub mod compare;
+/// What the source has from this host, and its destination is to have too.
+pub mod standing;
+/// Gives the destination's processors and I/O threads what those of its source have.
+pub mod pin;
+/// Taps of the destination's own.
+pub mod tap;
 /// Sets downtime and bandwidth in the words that a QEMU has.
 pub mod limits;
 /// Which capabilities both sides need.

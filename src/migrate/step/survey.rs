@@ -5,22 +5,24 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use nix::unistd::geteuid;
 use qapi_qmp as words;
 use serde_json::Value;
 
-use super::prepare;
+use super::standing::Wanted;
+use super::{prepare, standing, tap};
 use crate::check::{
-    self, Blocker, Code, Findings, Intent, Memory, Program, Short, SourceEnds, free_huge_pages, huge_pages,
-    huge_pages_of, incoming_port, kvm, memory, ports,
+    self, Blocker, Code, Findings, Intent, Memory, Program, Short, SourceEnds, free_huge_pages,
+    host_programs, huge_pages, huge_pages_of, incoming_port, kvm, memory, ports,
 };
 use crate::host::{
-    ProcessHandle, ProcessIdentity, ProcessView, open_files, runtime_directory, state_directory,
+    ProcError, ProcessHandle, ProcessIdentity, ProcessView, open_files, runtime_directory, state_directory,
 };
 use crate::migrate::journal;
-use crate::migrate::plan::{Destination, Incoming, MadeFrom, Mode, Plan, Risks, SourceAfter};
+use crate::migrate::plan::{Destination, HostPrograms, Incoming, MadeFrom, Mode, Plan, Risks, SourceAfter};
 use crate::migrate::side::{Contact, Side};
 use crate::qemu::argv::CommandLine;
-use crate::qemu::rewrite::{RewriteError, Rewritten, Setting, Shared, ThisHost, rewrite};
+use crate::qemu::rewrite::{RewriteError, Rewritten, Setting, Shared, TapChange, ThisHost, rewrite};
 use crate::qemu::template::{Origin, Placeholder, TemplateFile, Values, derive};
 use crate::qemu::{ANSWER_WITHIN, Inventory, Located, locate};
 use crate::qmp::{Address, CallError, Client, Deadlines, Events, Leg};
@@ -44,6 +46,10 @@ pub struct Source {
     pub limits_by: LimitsBy,
     /// How its twin is to be started: as it was itself, or where and with what a template says.
     pub view: ProcessView,
+    /// What its twin is to have from this host; nothing where the user has started the twin.
+    pub standing: Option<Wanted>,
+    /// The taps that are to be made for its twin.
+    pub taps: Vec<tap::Planned>,
     /// The twin's command line and what has to be done around it; nothing where the user has started the twin.
     pub rewritten: Option<Rewritten>,
     /// A hold on its process.
@@ -168,17 +174,31 @@ struct Seen {
 #[derive(Debug)]
 struct Start {
     view: ProcessView,
+    standing: Option<Wanted>,
+    taps: Vec<tap::Planned>,
     /// Nothing where the user has started it.
     rewritten: Option<Rewritten>,
 }
 
 impl Seen {
     fn into_source(self) -> Option<Source> {
-        let ((address, client, events), (process, Start { view, rewritten })) =
-            (self.monitor?, self.process?);
+        let ((address, client, events), (process, start)) = (self.monitor?, self.process?);
+        let Start { view, standing, taps, rewritten } = start;
         let (inventory, limits_by) = (self.inventory?, self.limits_by?);
         let warnings = Vec::new();
-        Some(Source { address, client, events, inventory, limits_by, view, rewritten, process, warnings })
+        Some(Source {
+            address,
+            client,
+            events,
+            inventory,
+            limits_by,
+            view,
+            standing,
+            taps,
+            rewritten,
+            process,
+            warnings,
+        })
     }
 }
 
@@ -232,11 +252,16 @@ async fn see_process(
     let pid = view.pid;
     let process = ProcessHandle::open(pid);
     findings.add(check::process(pid, ends(plan)).await);
-    findings.add(check::images(&view, &held.nodes, &held.block, &held.devices));
     has_room(plan, source, held, &view, findings);
-    let start = match start(plan, address, source, view, line) {
-        Ok(start) => start,
+    let images = |view: &ProcessView| check::images(view, &held.nodes, &held.block, &held.devices);
+    let start = match start(plan, address, source, view.clone(), line) {
+        Ok(start) => {
+            // By now it is known what its relative names count from.
+            findings.add(images(&start.view));
+            start
+        }
         Err(blockers) => {
+            findings.add(images(&view));
             findings.blockers.extend(blockers);
             return None;
         }
@@ -340,14 +365,52 @@ fn start(
         }
         _ => (view, line),
     };
+    let (standing, mut found) = standing(plan, &view, &line).map_err(|error| vec![error.into()])?;
+    let (taps, changes) = taps(plan, &view, &line, &mut found);
     let mut host = ThisHost { open_files: open_files(view.pid) };
     // Its monitor is open too, by a name that is not to be seen in /proc.
     host.open_files.extend(address.path().and_then(|path| std::path::absolute(path).ok()));
-    let rewritten = rewritten(plan, source, &view, &line, &host)?;
+    let rewritten = rewritten(plan, source, &view, &line, (&host, &changes)).unwrap_or_else(|more| {
+        // Why there is no other tap has been said.
+        let is_said = found.iter().any(|said| said.code == Code::Tap);
+        found.extend(more.into_iter().filter(|blocker| !(is_said && blocker.code == Code::Tap)));
+        None
+    });
+    if plan.host_programs == HostPrograms::Refuse && geteuid().is_root() {
+        found.extend(host_programs(rewritten.as_ref().map_or(&line, |rewritten| &rewritten.line)));
+    }
+    if !found.is_empty() {
+        return Err(found);
+    }
     if let Some(rewritten) = &rewritten {
         view.working_directory.clone_from(&rewritten.working_directory);
     }
-    Ok(Start { view, rewritten })
+    Ok(Start { view, standing, taps, rewritten })
+}
+
+/// What the twin that the engine is to start is to have from this host, and what stands in the way of that.
+fn standing(
+    plan: &Plan,
+    view: &ProcessView,
+    line: &CommandLine,
+) -> Result<(Option<Wanted>, Vec<Blocker>), ProcError> {
+    let Destination::Start { .. } = &plan.destination else { return Ok((None, Vec::new())) };
+    let wanted = standing::wanted(view.pid, plan.cgroups_of())?;
+    let blockers = standing::blockers(view.pid, &view.credentials, line, &wanted)?;
+    Ok((Some(wanted), blockers))
+}
+
+/// The taps of its own that the twin is to have.
+fn taps(
+    plan: &Plan,
+    view: &ProcessView,
+    line: &CommandLine,
+    found: &mut Vec<Blocker>,
+) -> (Vec<tap::Planned>, Vec<TapChange>) {
+    let Destination::Start { .. } = &plan.destination else { return (Vec::new(), Vec::new()) };
+    let (planned, changes, blockers) = tap::plan(&plan.id, &plan.maps, view, line);
+    found.extend(blockers);
+    (planned, changes)
 }
 
 /// The command line of the twin that the engine is to start.
@@ -356,7 +419,7 @@ fn rewritten(
     source: &Inventory,
     view: &ProcessView,
     line: &CommandLine,
-    host: &ThisHost,
+    (host, taps): (&ThisHost, &[TapChange]),
 ) -> Result<Option<Rewritten>, Vec<Blocker>> {
     let Destination::Start { qemu, incoming, .. } = &plan.destination else { return Ok(None) };
     let (incoming, globals) = match incoming {
@@ -374,6 +437,7 @@ fn rewritten(
         incoming,
         qemu: qemu.as_deref(),
         globals: &globals,
+        taps,
     };
     let blockers = |errors: Vec<RewriteError>| errors.into_iter().map(Blocker::from).collect();
     rewrite(line, &setting).map(Some).map_err(blockers)

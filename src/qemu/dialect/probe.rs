@@ -126,6 +126,7 @@ impl Probe {
             environment,
             working_directory: directory.path().to_owned(),
             credentials,
+            standing: None,
             output: Output::Log(log.clone()),
             life: Life::WithItsStarter,
         })

@@ -28,6 +28,13 @@ pub enum MapError {
     Number(String),
 }
 
+impl Map {
+    /// Whether it gives something in the place of this value.
+    pub fn replaces(&self, value: &str) -> bool {
+        self.old == value
+    }
+}
+
 impl FromStr for Map {
     type Err = MapError;
 

@@ -158,7 +158,9 @@ pub(super) fn interface(work: &Work<'_>, option: &CommandOption) -> Option<Strin
     let is_held = |kind: &str| matches!(kind, "tap" | "af-xdp" | "netmap");
     let properties = option.properties()?;
     properties.get("type").filter(|kind| is_held(kind))?;
-    properties.get("ifname").filter(|name| !work.maps.has_given(name)).map(str::to_owned)
+    let is_own =
+        |name: &&str| work.maps.has_given(name) || work.setting.taps.iter().any(|tap| tap.to == **name);
+    properties.get("ifname").filter(|name| !is_own(name)).map(str::to_owned)
 }
 
 /// A tap that QEMU was handed as open descriptors.

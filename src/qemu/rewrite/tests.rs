@@ -60,6 +60,7 @@ fn rewritten_in(
         incoming: "defer",
         qemu: None,
         globals: &[],
+        taps: &[],
     };
     rewrite(&line(&format!("qemu-system-x86_64 {text}")), &setting)
 }
@@ -255,6 +256,7 @@ fn another_qemu_replaces_loader_and_program() {
         incoming: "tcp:0:4444",
         qemu: Some(Path::new("/new/qemu-system-x86_64")),
         globals: &[own_global("x-events", "on")],
+        taps: &[],
     };
     let made = rewrite(&line("/q/ld.so --library-path /l /q/qemu-system-x86_64 -m 1G"), &setting).unwrap();
     assert_eq!(

@@ -161,6 +161,7 @@ fn moved(source: &CommandLine, globals: &[String]) -> CommandLine {
         incoming: "defer",
         qemu: None,
         globals,
+        taps: &[],
     };
     rewrite(source, &setting).unwrap().line
 }

@@ -170,6 +170,7 @@ async fn launch(
         environment: std::env::vars_os().chain(added).collect(),
         working_directory: filled.working_directory.clone(),
         credentials: Credentials::own().map_err(|error| StartError::User(error.into()))?,
+        standing: None,
         output: Output::Log(log.clone()),
         life: Life::OfItsOwn,
     };

@@ -25,7 +25,7 @@ fn a_copied_tap_is_busy_and_a_mapped_one_is_not() {
         let options = ["-netdev", &netdev, "-device", "virtio-net-pci,netdev=n"];
         let source = Source::start(&qemu, &options);
         copy_dies(&source, "Device or resource busy");
-        source.refuses(&[]).tells(&["tap interface", &old, &format!("--map {old}=NEW")]);
+        source.refuses(&[]).tells(&["is on no bridge", &old, &format!("--map {old}=NEW")]);
         source.refuses(&["--map", &format!("{old}x={new}")]).tells(&["--map", "nothing on the command line"]);
         let (_, destination) = moved(&source, &["--map", &format!("{old}={new}")]);
         assert!(words(destination).iter().any(|word| word.contains(&new)));
