@@ -112,7 +112,8 @@ pub async fn survey(plan: &Plan) -> Result<Source, Vec<Blocker>> {
         found.extend(more);
         None
     });
-    if plan.host_programs == HostPrograms::Refuse && geteuid().is_root() {
+    let starts = matches!(plan.destination, Destination::Start { .. });
+    if starts && plan.host_programs == HostPrograms::Refuse && geteuid().is_root() {
         found.extend(host_programs(rewritten.as_ref().map_or(&line, |rewritten| &rewritten.line)));
     }
     if !found.is_empty() {
