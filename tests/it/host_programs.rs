@@ -64,8 +64,20 @@ fn root_runs_the_programs_of_a_command_line_only_when_told_to() {
     source.refuses(&["--dry-run"]);
     assert_eq!(witness.runs(), 1);
 
-    let said = migrate(source.qmp().to_str().unwrap(), &["--allow-host-programs"]);
+    let said = migrate(path(&source.qmp()), &["--allow-host-programs"]);
     assert_eq!((said.code, witness.runs()), (Some(0), 2), "{said:?}");
+}
+
+#[test]
+fn what_a_destination_of_ones_own_runs_is_ones_own_affair() {
+    const TEST: &str = "what_a_destination_of_ones_own_runs_is_ones_own_affair";
+    let Some(qemu) = qemu_or_skip(TEST) else { return };
+    let options = ["-netdev", "user,id=n,guestfwd=tcp:10.0.2.100:1-cmd:/bin/false"];
+    let source = Source::start(&qemu, &options);
+    let mine = source.place.start(&qemu, "mine", &[&options[..], &["-incoming", "defer"]].concat());
+    let said = migrate(path(&source.qmp()), &["--destination-qmp", path(&source.place.at("mine"))]);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    assert_eq!(source.place.qemus(), [mine.pid()]);
 }
 
 #[test]
@@ -85,7 +97,7 @@ fn a_template_is_no_way_around_that() {
     let said = source.refuses(&["--template", path(&file)]);
     said.tells(&["the helper /bin/false", "--allow-host-programs"]);
     std::fs::write(&file, text).unwrap();
-    let said = migrate(source.qmp().to_str().unwrap(), &["--template", path(&file)]);
+    let said = migrate(path(&source.qmp()), &["--template", path(&file)]);
     assert_eq!(said.code, Some(0), "{said:?}");
 }
 

@@ -376,7 +376,8 @@ fn start(
         found.extend(more.into_iter().filter(|blocker| !(is_said && blocker.code == Code::Tap)));
         None
     });
-    if plan.host_programs == HostPrograms::Refuse && geteuid().is_root() {
+    let starts = matches!(plan.destination, Destination::Start { .. });
+    if starts && plan.host_programs == HostPrograms::Refuse && geteuid().is_root() {
         found.extend(host_programs(rewritten.as_ref().map_or(&line, |rewritten| &rewritten.line)));
     }
     if !found.is_empty() {
