@@ -29,7 +29,7 @@ pub use host::{Memory, Short, free_huge_pages, huge_pages, huge_pages_of, kvm, m
 pub use images::images;
 pub use ports::{incoming_port, ports};
 pub use process::{SourceEnds, process};
-pub use program::Program;
+pub use program::{Program, older_qemu};
 pub use source::{Intent, findings};
 
 use std::fmt;

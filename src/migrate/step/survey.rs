@@ -8,10 +8,11 @@ use std::time::Duration;
 use qapi_qmp as words;
 use serde_json::Value;
 
+use super::destination::{self, Waiting};
 use super::prepare;
 use crate::check::{
     self, Blocker, Code, Findings, Intent, Memory, Program, Short, SourceEnds, free_huge_pages, huge_pages,
-    huge_pages_of, incoming_port, kvm, memory, ports,
+    huge_pages_of, incoming_port, kvm, memory, older_qemu, ports,
 };
 use crate::host::{ProcessHandle, ProcessIdentity, ProcessView, runtime_directory, state_directory};
 use crate::migrate::journal;
@@ -46,6 +47,8 @@ pub struct Source {
     pub rewritten: Option<Rewritten>,
     /// A hold on its process.
     pub process: ProcessHandle,
+    /// The destination, where the user has started it.
+    pub waiting: Option<Box<Waiting>>,
     /// What somebody should know, though it stands in nobody's way.
     pub warnings: Vec<Warning>,
 }
@@ -87,7 +90,8 @@ pub struct Survey {
 
 /// Finds the source, unless something stands in the way of moving it: then all that does. Changes nothing.
 pub async fn survey(plan: &Plan) -> Result<Source, Vec<Blocker>> {
-    let Survey { findings, source } = look(plan).await;
+    // What this holds while it looks is not to be part of the future of a whole migration.
+    let Survey { findings, source } = Box::pin(look(plan)).await;
     match source {
         Some(mut source) if findings.blockers.is_empty() => {
             source.warnings = findings.warnings;
@@ -112,7 +116,7 @@ pub async fn look(plan: &Plan) -> Survey {
         }
         _ => None,
     };
-    let (seen, program) = tokio::join!(
+    let (mut seen, program, waiting) = tokio::join!(
         async {
             match located {
                 Ok(located) => see(plan, located, &mut findings).await,
@@ -123,6 +127,7 @@ pub async fn look(plan: &Plan) -> Survey {
             }
         },
         ask_program(program, environment),
+        find_waiting(plan),
     );
     if let Destination::Start { incoming: Incoming::Literal(uri), .. } = &plan.destination {
         findings.blockers.extend(incoming_port(uri));
@@ -132,7 +137,24 @@ pub async fn look(plan: &Plan) -> Survey {
         (Some((path, Ok(program))), Some(source)) => findings.add(program.findings(&path, source)),
         _ => {}
     }
+    match (waiting, &seen.inventory) {
+        (Some(Err(blocker)), _) => findings.block(blocker),
+        (Some(Ok(waiting)), source) => {
+            let there = &waiting.inventory;
+            let older =
+                source.as_ref().and_then(|source| older_qemu(there.version, &there.version_text, source));
+            findings.warnings.extend(older.map(Warning::from));
+            seen.waiting = Some(Box::new(waiting));
+        }
+        (None, _) => {}
+    }
     Survey { findings, source: seen.into_source() }
+}
+
+/// A destination of the user's.
+async fn find_waiting(plan: &Plan) -> Option<Result<Waiting, Blocker>> {
+    let Destination::Started(name) = &plan.destination else { return None };
+    Some(destination::find(name).await)
 }
 
 /// Another file than the source runs, asked without a machine.
@@ -160,6 +182,7 @@ struct Seen {
     inventory: Option<Inventory>,
     limits_by: Option<LimitsBy>,
     process: Option<(ProcessHandle, Start)>,
+    waiting: Option<Box<Waiting>>,
 }
 
 /// How a twin is to be started.
@@ -175,8 +198,19 @@ impl Seen {
         let ((address, client, events), (process, Start { view, rewritten })) =
             (self.monitor?, self.process?);
         let (inventory, limits_by) = (self.inventory?, self.limits_by?);
-        let warnings = Vec::new();
-        Some(Source { address, client, events, inventory, limits_by, view, rewritten, process, warnings })
+        let (waiting, warnings) = (self.waiting, Vec::new());
+        Some(Source {
+            address,
+            client,
+            events,
+            inventory,
+            limits_by,
+            view,
+            rewritten,
+            process,
+            waiting,
+            warnings,
+        })
     }
 }
 
