@@ -1,8 +1,8 @@
 //! Every blocker at once: what stands in the way of a migration, each with a code, a sentence and a hint.
 //!
-//! The checks change nothing. There is one table of codes, [`Code`](crate::check::Code), and one file per family: what the source says of itself, its
-//! process, its images, its devices, its host, the destination's program. What a family looks at is read first and then
-//! judged by pure functions.
+//! The checks change nothing. There is one table of codes, [`Code`](crate::check::Code), and one file per family: what
+//! the source says of itself, its process, its images and what it has of its host, ports, the host, the destination's
+//! program. What a family looks at is read first, and then judged by pure functions.
 
 /// The one table of codes.
 mod code;
