@@ -12,8 +12,8 @@ use crate::units::show_bytes;
 pub struct Memory {
     /// What the guest has been given.
     pub given_bytes: u64,
-    /// What its process has of the host's memory now, in swap too. Pages that the guest never wrote are not sent, and take
-    /// nothing on the destination either.
+    /// What its process has of the host's memory now, in swap too. Pages that the guest never wrote are not sent, and
+    /// take nothing on the destination either.
     pub held_bytes: u64,
 }
 
@@ -98,7 +98,8 @@ pub fn free_huge_pages(page_bytes: u64) -> u64 {
             .and_then(|text| text.trim().parse().ok())
             .unwrap_or(0)
     };
-    // Pages that others have reserved and not touched yet count as free there; beyond the pool the kernel may make more.
+    // Pages that others have reserved and not touched yet count as free there; beyond the pool the kernel may make
+    // more.
     let pool = number("free_hugepages").saturating_sub(number("resv_hugepages"));
     pool.saturating_add(number("nr_overcommit_hugepages").saturating_sub(number("surplus_hugepages")))
 }

@@ -26,7 +26,8 @@ struct Image {
 /// `qom-list`.
 pub fn images(view: &ProcessView, nodes: &Value, block: &Value, devices: &[(String, String)]) -> Findings {
     let mut findings = Findings::default();
-    for image in images_of(nodes, &view.working_directory) {
+    let place = |file: &str| place_of(view.pid, &view.working_directory, file);
+    for image in images_of(nodes, place) {
         if image.driver == "host_cdrom" {
             findings.block(host_cdrom(&image.path, block));
             continue;
@@ -53,7 +54,7 @@ pub fn images(view: &ProcessView, nodes: &Value, block: &Value, devices: &[(Stri
 }
 
 /// The files behind a guest's block nodes, each once.
-fn images_of(nodes: &Value, working_directory: &Path) -> Vec<Image> {
+fn images_of(nodes: &Value, place: impl Fn(&str) -> PathBuf) -> Vec<Image> {
     let text = |node: &Value, key: &str| node.get(key).and_then(Value::as_str).map(str::to_owned);
     let image = |node: &Value| {
         let driver = text(node, "drv").filter(|driver| FILE_DRIVERS.contains(&driver.as_str()))?;
@@ -65,7 +66,7 @@ fn images_of(nodes: &Value, working_directory: &Path) -> Vec<Image> {
         let file = file.strip_prefix("file:").unwrap_or(&file);
         let is_read_only = node.get("ro").and_then(Value::as_bool).unwrap_or(false);
         let is_temporary = Path::new(file).file_name()?.to_str()?.starts_with(TEMPORARY);
-        (!is_temporary).then(|| Image { driver, path: working_directory.join(file), is_read_only })
+        (!is_temporary).then(|| Image { driver, path: place(file), is_read_only })
     };
     let mut all: Vec<Image> = Vec::new();
     for image in nodes.as_array().into_iter().flatten().filter_map(image) {
@@ -75,6 +76,18 @@ fn images_of(nodes: &Value, working_directory: &Path) -> Vec<Image> {
         }
     }
     all
+}
+
+/// Where a file is that the source calls so. After `-daemonize` its working directory is not the one any more that a
+/// relative name counts from (N10); what it has open still has a whole name.
+fn place_of(pid: i32, working_directory: &Path, file: &str) -> PathBuf {
+    let place = working_directory.join(file);
+    if Path::new(file).is_absolute() || place.exists() {
+        return place;
+    }
+    let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let mut open = entries.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+    open.find(|path| path.ends_with(file.trim_start_matches("./"))).unwrap_or(place)
 }
 
 fn can_be_opened(image: &Image, user: &Credentials) -> Result<(), std::io::Error> {
@@ -149,11 +162,25 @@ mod tests {
             {"drv": "host_device", "file": "/dev/vg/b", "ro": true},
             {"drv": 7},
         ]);
-        let images = images_of(&nodes, Path::new("/srv"));
+        let images = images_of(&nodes, |file| Path::new("/srv").join(file));
         let found: Vec<_> =
             images.iter().map(|image| (image.path.to_str().unwrap(), image.is_read_only)).collect();
         assert_eq!(found, [("/srv/a", false), ("/dev/vg/b", true)]);
-        assert_eq!(images_of(&Value::Null, Path::new("/")), []);
+        assert_eq!(images_of(&Value::Null, |file| PathBuf::from(file)), []);
+    }
+
+    #[test]
+    fn a_relative_name_is_found_by_what_is_open() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("image");
+        let _open = File::create(&path).unwrap();
+        let own = i32::try_from(std::process::id()).unwrap();
+        let part = directory.path().file_name().unwrap().to_str().unwrap();
+        for name in [format!("{part}/image"), format!("./{part}/image")] {
+            assert_eq!(place_of(own, Path::new("/"), &name), path.canonicalize().unwrap());
+        }
+        assert_eq!(place_of(own, directory.path(), "image"), path);
+        assert_eq!(place_of(own, Path::new("/"), "no/such"), Path::new("/no/such"));
     }
 
     #[test]

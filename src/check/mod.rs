@@ -1,8 +1,8 @@
 //! Every blocker at once: what stands in the way of a migration, each with a code, a sentence and a hint.
 //!
-//! The checks change nothing. There is one table of codes, [`Code`](crate::check::Code), and one file per family: what the source says of itself, its
-//! process, its images, its devices, its host, the destination's program. What a family looks at is read first and then
-//! judged by pure functions.
+//! The checks change nothing. There is one table of codes, [`Code`](crate::check::Code), and one file per family: what
+//! the source says of itself, its process, its images and what it has of its host, ports, the host, the destination's
+//! program. What a family looks at is read first, and then judged by pure functions.
 
 /// The one table of codes.
 mod code;
@@ -34,7 +34,7 @@ pub use host_programs::host_programs;
 pub use images::images;
 pub use ports::{incoming_port, ports};
 pub use process::{SourceEnds, process};
-pub use program::Program;
+pub use program::{Program, older_qemu};
 pub use source::{Intent, findings};
 pub use standing::{locked_memory, memory_room};
 

@@ -25,13 +25,18 @@ struct Listening {
 
 /// The ports of a destination's command line that are taken, those of `-incoming` too.
 pub fn ports(line: &CommandLine, source: i32) -> Vec<Blocker> {
+    let wanted: Vec<_> = line.options.iter().flat_map(places).collect();
+    if wanted.is_empty() {
+        // A host may have thousands of sockets.
+        return Vec::new();
+    }
     let listening = listening();
     let own = sockets_of(source);
     let taken = |(option, place): (String, Place)| {
         let by = listening.iter().find(|listening| listening.place.excludes(place))?;
         Some(blocker(&option, place.port, own.contains(&by.inode)))
     };
-    line.options.iter().flat_map(places).filter_map(taken).collect()
+    wanted.into_iter().filter_map(taken).collect()
 }
 
 /// The port of an `--incoming` that is taken.

@@ -67,16 +67,21 @@ impl Program {
                 "--qemu PATH names a QEMU that has it; newer ones keep a machine type for about six years",
             ));
         }
-        if self.version < source.version {
-            findings.warn(Blocker::new(
-                Code::OlderQemu,
-                format!(
-                    "the destination's QEMU {} is older than the source's {}: few people move guests that way",
-                    self.version_text, source.version_text
-                ),
-                "if it is refused, the guest stays as it is; a QEMU as new as the source's is the safer way",
-            ));
-        }
+        findings.warnings.extend(older_qemu(self.version, &self.version_text, source).map(Into::into));
         findings
     }
+}
+
+/// A destination that is older than its source.
+pub fn older_qemu(version: (u32, u32), text: &str, source: &Inventory) -> Option<Blocker> {
+    (version < source.version).then(|| {
+        Blocker::new(
+            Code::OlderQemu,
+            format!(
+                "the destination's QEMU {text} is older than the source's {}: few people move guests that way",
+                source.version_text
+            ),
+            "if it is refused, the guest stays as it is; a QEMU as new as the source's is the safer way",
+        )
+    })
 }

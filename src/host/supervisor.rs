@@ -1,8 +1,8 @@
 //! Who would start a process anew once it has ended: a supervisor, a shell script's loop, a unit of systemd.
 //!
-//! Only what stands right above a process looks after it. From a process upwards scripts and commands that wait for their
-//! child (`sudo`, `timeout`) are looked through; an interactive shell, a login or any other program ends the look, whatever
-//! is above it: the `runsv` of an ssh server does not look after what people start in their sessions.
+//! Only what stands right above a process looks after it. From a process upwards scripts and commands that wait for
+//! their child (`sudo`, `timeout`) are looked through; an interactive shell, a login or any other program ends the look,
+//! whatever is above it: the `runsv` of an ssh server does not look after what people start in their sessions.
 
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
@@ -41,15 +41,17 @@ const SUPERVISORS: [&str; 13] = [
 const SHIMS: [&str; 5] =
     ["conmon", "containerd-shim", "containerd-shim-runc-v2", "docker-containerd-shim", "lxc-start"];
 /// Commands that run another one and wait for it.
-const WAITERS: [&str; 16] = [
+const WAITERS: [&str; 19] = [
     "catatonit",
     "chpst",
     "doas",
     "dumb-init",
+    "flock",
     "gosu",
     "ltrace",
     "nice",
     "nohup",
+    "nsenter",
     "setpriv",
     "setsid",
     "strace",
@@ -58,6 +60,7 @@ const WAITERS: [&str; 16] = [
     "time",
     "timeout",
     "tini",
+    "unshare",
 ];
 const SHELLS: [&str; 9] = ["ash", "bash", "busybox", "dash", "ksh", "mksh", "rbash", "sh", "zsh"];
 /// A script is no longer.

@@ -222,6 +222,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_unit_to_stop_is_written_down_and_read_back_as_a_name_only() {
+        let after = SourceAfter::StopUnit("vm".parse().unwrap());
+        let json = serde_json::to_string(&after).unwrap();
+        assert_eq!(json, r#"{"stop_unit":"vm.service"}"#);
+        assert_eq!(serde_json::from_str::<SourceAfter>(&json).unwrap(), after);
+        assert!(serde_json::from_str::<SourceAfter>(r#"{"stop_unit":"--host=x"}"#).is_err());
+        assert_eq!(serde_json::to_string(&SourceAfter::Quit).unwrap(), r#""quit""#);
+    }
+
+    #[test]
     fn the_grace_is_as_long_as_the_budget_and_two_seconds_at_least() {
         let mut limits = Limits::default();
         assert_eq!(limits.longest_blackout(), Duration::from_millis(2300));

@@ -190,6 +190,26 @@ fn what_can_be_known_without_the_source_is_told_beside_what_is_wrong_with_it() {
 }
 
 #[test]
+fn a_destination_of_ones_own_is_looked_at_and_left_alone() {
+    const TEST: &str = "a_destination_of_ones_own_is_looked_at";
+    let (Some(qemu), Some(older)) = (qemu_version(TEST, "10.0"), qemu_version(TEST, "7.2")) else { return };
+    let source = Source::start(&qemu, &["-machine", "pc-i440fx-7.2"]);
+    let qmp = source.qmp();
+    let check = |destination: &Source| {
+        let there = destination.qmp();
+        typed("check", qmp.to_str().unwrap(), &["--json", "--destination-qmp", there.to_str().unwrap()])
+    };
+    let runs = Source::start(&qemu, &[]);
+    let told = check(&runs);
+    assert_eq!((told.code, told.codes("blocker")), (Some(2), vec!["not-waiting"]), "{told:?}");
+    let waits = Source::start(&older, &["-machine", "pc-i440fx-7.2", "-incoming", "defer"]);
+    let before = waits.snapshot();
+    let told = check(&waits);
+    assert_eq!((told.code, told.codes("warning")), (Some(0), vec!["older-qemu"]), "{told:?}");
+    assert_eq!(waits.snapshot(), before);
+}
+
+#[test]
 fn the_list_of_codes_is_whole_and_fits_a_terminal() {
     let mut command = command();
     command.args(["check", "--list"]);

@@ -1,4 +1,5 @@
-//! Sources that somebody would start anew: they are not ended behind that somebody's back, and the guest never runs twice.
+//! Sources that somebody would start anew: they are not ended behind that somebody's back, and the guest never runs
+//! twice.
 
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;

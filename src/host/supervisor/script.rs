@@ -1,7 +1,7 @@
 //! Whether a shell script starts a program again once that has ended: a loop with the program in it.
 //!
-//! This reads as much of a shell's grammar as tells a command from an argument, and a loop around it from one beside it.
-//! What it cannot follow (a program in a variable that another program fills) counts as no loop.
+//! This reads as much of a shell's grammar as tells a command from an argument, and a loop around it from one beside
+//! it. What it cannot follow (a program in a variable that another program fills) counts as no loop.
 
 use std::collections::BTreeSet;
 

@@ -10,7 +10,7 @@ use super::{standing, tap};
 use crate::check::{Blocker, Code};
 use crate::host::{PrivateDirectory, ProcessHandle, ProcessView};
 use crate::migrate::journal::{self, Journal, Running, Step};
-use crate::migrate::plan::{Destination, Plan, StartedBy};
+use crate::migrate::plan::{Plan, StartedBy};
 use crate::qemu::dialect::Wish;
 use crate::qemu::rewrite::Rename;
 use crate::qemu::{ANSWER_WITHIN, Inventory, QemuName, locate, twin};
@@ -63,8 +63,8 @@ pub async fn get(
     journal: &mut Journal,
     abort: impl Future<Output = ()>,
 ) -> Result<(Held, Vec<Warning>), Blocker> {
-    if let Destination::Started(name) = &plan.destination {
-        return Ok((started(name, plan.dialect, journal).await?, Vec::new()));
+    if let Some(waiting) = &source.waiting {
+        return Ok((started(waiting, plan.dialect, journal).await?, Vec::new()));
     }
     let Some(rewritten) = source.rewritten.clone() else {
         return Err(Blocker::bare(Code::Destination, "there is no destination in this plan"));
@@ -132,13 +132,21 @@ pub async fn get(
     }
 }
 
-/// Takes a destination that the user started, and holds it: `stop` while it waits equals `-S`.
-async fn started(name: &QemuName, wish: Wish, journal: &mut Journal) -> Result<Held, Blocker> {
+/// A destination that the user started, found waiting and not touched yet.
+#[derive(Debug)]
+pub struct Waiting {
+    address: Address,
+    client: Client,
+    /// What it is.
+    pub inventory: Inventory,
+    view: ProcessView,
+}
+
+/// Finds a destination that the user started; changes nothing.
+pub async fn find(name: &QemuName) -> Result<Waiting, Blocker> {
     let located = locate(name, Leg::Destination, Deadlines { connect: GREETING_WITHIN }).await?;
     let client = located.client;
-    let events = client.events();
     let inventory = Inventory::take(&client).await?;
-    let limits_by = inventory.dialect.limits_by_or_else(wish)?;
     let waits = inventory.state == RunState::InMigrate;
     let is_fresh = matches!(inventory.migration_status(), MigrationStatus::None | MigrationStatus::Setup);
     if !waits || !is_fresh {
@@ -160,11 +168,19 @@ async fn started(name: &QemuName, wish: Wish, journal: &mut Journal) -> Result<H
             "name the process: --destination-qmp pid:PID",
         ));
     };
+    Ok(Waiting { address: located.address, client, inventory, view })
+}
+
+/// Takes a destination that the user started, and holds it: `stop` while it waits equals `-S`.
+async fn started(waiting: &Waiting, wish: Wish, journal: &mut Journal) -> Result<Held, Blocker> {
+    let Waiting { address, client, inventory, view } = waiting;
+    let limits_by = inventory.dialect.limits_by_or_else(wish)?;
+    let events = client.events();
     let process = ProcessHandle::open(view.pid).map_err(|error| {
         Blocker::bare(Code::Process, format!("process {} cannot be watched: {error}", view.pid))
     })?;
     journal.write(&Step::Destination(Box::new(journal::Destination {
-        address: located.address.clone(),
+        address: address.clone(),
         started_by: StartedBy::User,
         directories: Vec::new(),
         renames: Vec::new(),
@@ -172,13 +188,13 @@ async fn started(name: &QemuName, wish: Wish, journal: &mut Journal) -> Result<H
         log: None,
         taps: Vec::new(),
     })))?;
-    journal.write(&Step::Started { running: Running::of(&process, &view), limits_by })?;
+    journal.write(&Step::Started { running: Running::of(&process, view), limits_by })?;
     client.call(&words::stop {}, ANSWER_WITHIN).await?;
     Ok(Held {
-        address: located.address,
-        client,
+        address: address.clone(),
+        client: client.clone(),
         events,
-        inventory,
+        inventory: inventory.clone(),
         limits_by,
         process,
         directories: Vec::new(),

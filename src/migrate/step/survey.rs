@@ -9,11 +9,12 @@ use nix::unistd::geteuid;
 use qapi_qmp as words;
 use serde_json::Value;
 
+use super::destination::{self, Waiting};
 use super::standing::Wanted;
 use super::{prepare, standing, tap};
 use crate::check::{
     self, Blocker, Code, Findings, Intent, Memory, Program, Short, SourceEnds, free_huge_pages,
-    host_programs, huge_pages, huge_pages_of, incoming_port, kvm, memory, ports,
+    host_programs, huge_pages, huge_pages_of, incoming_port, kvm, memory, older_qemu, ports,
 };
 use crate::host::{
     ProcError, ProcessHandle, ProcessIdentity, ProcessView, open_files, runtime_directory, state_directory,
@@ -54,6 +55,8 @@ pub struct Source {
     pub rewritten: Option<Rewritten>,
     /// A hold on its process.
     pub process: ProcessHandle,
+    /// The destination, where the user has started it.
+    pub waiting: Option<Box<Waiting>>,
     /// What somebody should know, though it stands in nobody's way.
     pub warnings: Vec<Warning>,
 }
@@ -95,7 +98,8 @@ pub struct Survey {
 
 /// Finds the source, unless something stands in the way of moving it: then all that does. Changes nothing.
 pub async fn survey(plan: &Plan) -> Result<Source, Vec<Blocker>> {
-    let Survey { findings, source } = look(plan).await;
+    // What this holds while it looks is not to be part of the future of a whole migration.
+    let Survey { findings, source } = Box::pin(look(plan)).await;
     match source {
         Some(mut source) if findings.blockers.is_empty() => {
             source.warnings = findings.warnings;
@@ -120,7 +124,7 @@ pub async fn look(plan: &Plan) -> Survey {
         }
         _ => None,
     };
-    let (seen, program) = tokio::join!(
+    let (mut seen, program, waiting) = tokio::join!(
         async {
             match located {
                 Ok(located) => see(plan, located, &mut findings).await,
@@ -131,6 +135,7 @@ pub async fn look(plan: &Plan) -> Survey {
             }
         },
         ask_program(program, environment),
+        find_waiting(plan),
     );
     if let Destination::Start { incoming: Incoming::Literal(uri), .. } = &plan.destination {
         findings.blockers.extend(incoming_port(uri));
@@ -140,7 +145,24 @@ pub async fn look(plan: &Plan) -> Survey {
         (Some((path, Ok(program))), Some(source)) => findings.add(program.findings(&path, source)),
         _ => {}
     }
+    match (waiting, &seen.inventory) {
+        (Some(Err(blocker)), _) => findings.block(blocker),
+        (Some(Ok(waiting)), source) => {
+            let there = &waiting.inventory;
+            let older =
+                source.as_ref().and_then(|source| older_qemu(there.version, &there.version_text, source));
+            findings.warnings.extend(older.map(Warning::from));
+            seen.waiting = Some(Box::new(waiting));
+        }
+        (None, _) => {}
+    }
     Survey { findings, source: seen.into_source() }
+}
+
+/// A destination of the user's.
+async fn find_waiting(plan: &Plan) -> Option<Result<Waiting, Blocker>> {
+    let Destination::Started(name) = &plan.destination else { return None };
+    Some(destination::find(name).await)
 }
 
 /// Another file than the source runs, asked without a machine.
@@ -168,6 +190,7 @@ struct Seen {
     inventory: Option<Inventory>,
     limits_by: Option<LimitsBy>,
     process: Option<(ProcessHandle, Start)>,
+    waiting: Option<Box<Waiting>>,
 }
 
 /// How a twin is to be started.
@@ -185,7 +208,7 @@ impl Seen {
         let ((address, client, events), (process, start)) = (self.monitor?, self.process?);
         let Start { view, standing, taps, rewritten } = start;
         let (inventory, limits_by) = (self.inventory?, self.limits_by?);
-        let warnings = Vec::new();
+        let (waiting, warnings) = (self.waiting, Vec::new());
         Some(Source {
             address,
             client,
@@ -197,6 +220,7 @@ impl Seen {
             taps,
             rewritten,
             process,
+            waiting,
             warnings,
         })
     }
@@ -252,16 +276,11 @@ async fn see_process(
     let pid = view.pid;
     let process = ProcessHandle::open(pid);
     findings.add(check::process(pid, ends(plan)).await);
+    findings.add(check::images(&view, &held.nodes, &held.block, &held.devices));
     has_room(plan, source, held, &view, findings);
-    let images = |view: &ProcessView| check::images(view, &held.nodes, &held.block, &held.devices);
-    let start = match start(plan, address, source, view.clone(), line) {
-        Ok(start) => {
-            // By now it is known what its relative names count from.
-            findings.add(images(&start.view));
-            start
-        }
+    let start = match start(plan, address, source, view, line) {
+        Ok(start) => start,
         Err(blockers) => {
-            findings.add(images(&view));
             findings.blockers.extend(blockers);
             return None;
         }
