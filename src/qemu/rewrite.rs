@@ -176,10 +176,17 @@ pub struct Rewritten {
     pub renames: Vec<Rename>,
     /// What has another name for good.
     pub moved: Vec<Moved>,
-    /// How its memory comes to it.
-    pub memory: Memory,
+    /// The ids of the memory that stays in its place, in files that both map.
+    pub in_place: Vec<String>,
     /// What could not be carried over, but stops nothing.
     pub warnings: Vec<Warning>,
+}
+
+impl Rewritten {
+    /// How its memory comes to it.
+    pub fn memory(&self) -> Memory {
+        if self.in_place.is_empty() { Memory::Sent } else { Memory::InPlace }
+    }
 }
 
 /// A `-global` value that sets a destination up which listens from its start: there is no time to tell it then.
@@ -316,7 +323,7 @@ impl<'a> Work<'a> {
             directories: Vec::new(),
             renames: Vec::new(),
             moved: Vec::new(),
-            memory: Memory::Sent,
+            in_place: Vec::new(),
             warnings: Vec::new(),
         };
         Self {

@@ -186,7 +186,7 @@ fn shared_memory_in_a_file_stays_where_it_is() {
         ("memory-backend-file,id=m,size=1G,mem-path=/huge,share=on", Memory::Sent),
         ("memory-backend-memfd,id=m,size=1G", Memory::Sent),
     ] {
-        assert_eq!(rewritten(&format!("-object {object}")).unwrap().memory, expected, "{object}");
+        assert_eq!(rewritten(&format!("-object {object}")).unwrap().memory(), expected, "{object}");
     }
     let preallocated = options("-object memory-backend-file,id=m,mem-path=/x,share=on,prealloc=on");
     assert!(preallocated.contains("share=on,prealloc=off "), "{preallocated}");
@@ -400,7 +400,7 @@ fn two_questions_decide_what_is_rewritten() {
         assert_eq!(made.moved.is_empty(), network == Other);
         let shared = "-object memory-backend-file,id=m,mem-path=/x,share=on";
         let made = rewritten_in(shared, Shared { files, network }, &world, &[]).unwrap();
-        assert_eq!(made.memory == Memory::InPlace, files == Same);
+        assert_eq!(made.memory() == Memory::InPlace, files == Same);
     }
 }
 

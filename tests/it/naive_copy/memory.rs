@@ -103,6 +103,25 @@ async fn memory_in_a_file_stays_in_its_place_and_whole_from_move_to_move() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shared_memory_that_was_added_since_is_not_left_behind() {
+    let Some(qemu) = qemu_version("shared_memory_that_was_added_since", "10.0") else { return };
+    let guest = Guest::start(&qemu).await;
+    let somebody = guest.lab.somebody().await;
+    let run = async |command_line: &str| {
+        let command_line = command_line.to_owned();
+        let line = words::human_monitor_command { command_line, cpu_index: None };
+        somebody.call(&line, SOON).await.unwrap();
+    };
+    run("object_add memory-backend-memfd,id=more,size=1M,share=on").await;
+    let refused = guest.lab.migrate(&[]);
+    assert_eq!(refused.code, 2, "{refused:?}");
+    assert!(refused.stderr.contains("'more', which was added since"), "{refused:?}");
+    run("object_del more").await;
+    assert_eq!(guest.lab.migrate(&[]).code, 0);
+    guest.lab.prove().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_guest_whose_memory_stayed_in_its_place_goes_on_where_it_was_after_a_failure() {
     for version in VERSIONS {
         let Some(qemu) = qemu_version("a_guest_whose_memory_stayed", version) else { continue };
