@@ -45,7 +45,7 @@
 //! | `-pidfile` | as unix sockets | `Cannot lock pid file` |
 //! | `-D` | on the same files a log of its own | both would write it |
 //! | `-trace file=` | a file of its own | the same |
-//! | `-object filter-dump` | a file of its own | QEMU cuts the file to zero as it opens it |
+//! | `-object filter-dump`, `-audiodev wav` | a file of its own | QEMU cuts the file to zero as it opens it |
 //! | `-plugin`, `-qtest` | dropped, with a warning | what they write and talk to is the source's |
 //! | `memory-backend-file` with `share=on` | on the same files left in its place (`x-ignore-shared` on both sides), or refused | the destination would write stale pages into the running guest (proved on 10.0) |
 //! | `-machine pc`, `q35` or none | the versioned type that the source has | aliases differ between QEMUs |
