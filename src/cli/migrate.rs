@@ -180,6 +180,9 @@ async fn dry_run(plan: &Plan) -> ExitCode {
     for warning in source.warnings.iter().chain(&rewritten.warnings) {
         say!("warning: {}", warning.message);
     }
+    for moved in &rewritten.moved {
+        say!("{}: {} becomes {}", moved.what, moved.from, moved.to);
+    }
     let words = without_secrets(&rewritten.line).render();
     let words = words.iter().map(|word| word.to_string_lossy());
     data!("{}", shell_words::join(words));

@@ -263,7 +263,10 @@ async fn prepare_destination(
         let found = prepare::settings(&source.client).await?;
         let socket = destination::stream_socket(plan);
         let twin = match (held.started_by, &source.rewritten) {
-            (StartedBy::Engine, Some(rewritten)) => Twin::OfTheEngine(rewritten.memory),
+            (StartedBy::Engine, Some(rewritten)) => {
+                prepare::only_these_are_shared(&source.client, &rewritten.in_place).await?;
+                Twin::OfTheEngine(rewritten.memory())
+            }
             (StartedBy::Engine, None) => Twin::OfTheEngine(Memory::Sent),
             (StartedBy::User, _) => Twin::OfTheUser,
         };

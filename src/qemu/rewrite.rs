@@ -45,7 +45,7 @@
 //! | `-pidfile` | as unix sockets | `Cannot lock pid file` |
 //! | `-D` | on the same files a log of its own | both would write it |
 //! | `-trace file=` | a file of its own | the same |
-//! | `-object filter-dump` | a file of its own | QEMU cuts the file to zero as it opens it |
+//! | `-object filter-dump`, `-audiodev wav` | a file of its own | QEMU cuts the file to zero as it opens it |
 //! | `-plugin`, `-qtest` | dropped, with a warning | what they write and talk to is the source's |
 //! | `memory-backend-file` with `share=on` | on the same files left in its place (`x-ignore-shared` on both sides), or refused | the destination would write stale pages into the running guest (proved on 10.0) |
 //! | `-machine pc`, `q35` or none | the versioned type that the source has | aliases differ between QEMUs |
@@ -181,10 +181,17 @@ pub struct Rewritten {
     pub renames: Vec<Rename>,
     /// What has another name for good.
     pub moved: Vec<Moved>,
-    /// How its memory comes to it.
-    pub memory: Memory,
+    /// The ids of the memory that stays in its place, in files that both map.
+    pub in_place: Vec<String>,
     /// What could not be carried over, but stops nothing.
     pub warnings: Vec<Warning>,
+}
+
+impl Rewritten {
+    /// How its memory comes to it.
+    pub fn memory(&self) -> Memory {
+        if self.in_place.is_empty() { Memory::Sent } else { Memory::InPlace }
+    }
 }
 
 /// A `-global` value that sets a destination up which listens from its start: there is no time to tell it then.
@@ -324,7 +331,7 @@ impl<'a> Work<'a> {
             directories: Vec::new(),
             renames: Vec::new(),
             moved: Vec::new(),
-            memory: Memory::Sent,
+            in_place: Vec::new(),
             warnings: Vec::new(),
         };
         Self {

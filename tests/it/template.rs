@@ -440,7 +440,7 @@ fn a_daemon_whose_paths_are_relative_is_moved_by_a_template_that_says_where_they
         "a_daemon_whose_paths_are_relative_is_moved_by_a_template_that_says_where_they_count_from";
     let Some(qemu) = qemu_or_skip(TEST) else { return };
     let place = Place::new();
-    let file = write(&place, "vm.template", &small(&qemu, "-pidfile vm.pid"));
+    let file = write(&place, "vm.template", &small(&qemu, "-serial unix:console,server=on,wait=off"));
     let line = qmigrate(&["start", text(&file), "--dry-run"]).works();
     let line = format!("{} -daemonize", line.trim());
     assert!(std::process::Command::new("sh").args(["-c", &line]).status().unwrap().success());
@@ -448,14 +448,14 @@ fn a_daemon_whose_paths_are_relative_is_moved_by_a_template_that_says_where_they
     let daemon = place.qemus();
     let said = migrate(text(&monitor), &[]);
     said.is_refusal();
-    said.tells(&["-daemonize and the relative path vm.pid"]);
+    said.tells(&["-daemonize and relative paths (console)"]);
     assert_eq!(place.qemus(), daemon);
     for _ in 0..2 {
         let said = migrate(text(&monitor), &["--template", text(&file)]);
         assert_eq!(said.code, Some(0), "{said:?}");
     }
     assert_ne!(place.qemus(), daemon);
-    assert_eq!(names(&place), ["qmp", "vm.pid", "vm.template"]);
+    assert_eq!(names(&place), ["console", "qmp", "vm.template"]);
 }
 
 #[test]

@@ -59,6 +59,11 @@ pub enum PrepareError {
         "guest memory is shared through a file, and one of the two QEMUs cannot leave it in its place (x-ignore-shared)"
     )]
     SharedMemory,
+    /// Shared memory that is on no command line would be left behind with the one that stays in its place.
+    #[error(
+        "guest memory is shared through a file and stays there, and '{0}', which was added since, would be left behind"
+    )]
+    SharedSince(String),
 }
 
 impl From<PrepareError> for Blocker {
@@ -70,6 +75,9 @@ impl From<PrepareError> for Blocker {
                 message,
                 "start it with -incoming defer, or set the source as it is there",
             ),
+            PrepareError::SharedSince(_) => {
+                Self::new(Code::SharedMemory, message, "take it away first: device_del, then object_del")
+            }
             PrepareError::SharedMemory => Self::new(
                 Code::SharedMemory,
                 message,
@@ -120,6 +128,21 @@ pub async fn destination(
     let incoming = words::migrate_incoming { uri: Some(uri.clone()), channels: None, exit_on_error: None };
     client.call(&incoming, ANSWER_WITHIN).await?;
     Ok((uri, agreement))
+}
+
+/// Whether what stays in its place is all the shared memory that the source has: `x-ignore-shared` makes no difference
+/// between one that the destination has mapped and one that it has not. Before 6.1 QEMU does not say what is shared.
+pub async fn only_these_are_shared(source: &Client, in_place: &[String]) -> Result<(), PrepareError> {
+    if in_place.is_empty() {
+        return Ok(());
+    }
+    let memory = source.call(&words::query_memdev {}, ANSWER_WITHIN).await?;
+    let shared = memory.as_array().into_iter().flatten().filter(|entry| entry["share"] == true);
+    let mut ids = shared.filter_map(|entry| entry["id"].as_str());
+    match ids.find(|id| !in_place.iter().any(|known| known == id)) {
+        Some(id) => Err(PrepareError::SharedSince(id.to_owned())),
+        None => Ok(()),
+    }
 }
 
 /// What a source on the same host has to connect to. A destination says what it is bound to, which may be every

@@ -12,8 +12,6 @@ use crate::qemu::argv::{CommandOption, KeyValues};
 pub(super) enum Device {
     /// A unix socket at this path on which QEMU listens.
     UnixServer(String),
-    /// One that it connects to.
-    UnixClient(String),
     /// A TCP socket on which it listens.
     TcpServer,
     /// UDP, bound to a port of its own.
@@ -39,9 +37,8 @@ pub(super) fn device(option: &CommandOption) -> Device {
     let listens = properties.as_ref().is_some_and(|value| value.is_on("server"));
     let socket = |path: Option<String>| match (path, listens) {
         (Some(path), true) => Device::UnixServer(path),
-        (Some(path), false) => Device::UnixClient(path),
         (None, true) => Device::TcpServer,
-        (None, false) => Device::Other,
+        (_, false) => Device::Other,
     };
     if option.name == "chardev" {
         return match get("backend").as_deref() {
@@ -70,11 +67,13 @@ pub(super) fn device(option: &CommandOption) -> Device {
     }
 }
 
-/// The path of one that has one.
-pub(super) fn path(option: &CommandOption) -> String {
+/// The pipe of one that is none of the destination's own.
+pub(super) fn pipe(work: &Work<'_>, option: &CommandOption) -> Option<String> {
     match device(option) {
-        Device::UnixServer(path) | Device::UnixClient(path) | Device::File(path) | Device::Pipe(path) => path,
-        _ => String::new(),
+        Device::Pipe(path) if work.setting.shared.files == Sharing::Same => {
+            (!work.maps.has_given(&path)).then_some(path)
+        }
+        _ => None,
     }
 }
 

@@ -4,7 +4,7 @@
 //! Left where it is, with `x-ignore-shared` on both sides, nothing of it is sent and nothing is written: a QEMU that
 //! waits for a stream loads no ROM into it (run on 10.0 and 11.1).
 
-use super::{Memory, RewriteError, Sharing, Work, changed};
+use super::{RewriteError, Sharing, Work, changed};
 use crate::qemu::argv::CommandOption;
 
 /// Whether a `-object` is guest memory in a file that the source has mapped, shared. A directory is none: each QEMU makes
@@ -52,7 +52,7 @@ pub(super) fn in_place(work: &mut Work<'_>, option: CommandOption) -> Option<Com
         work.errors.push(RewriteError::SharedMemory { option, why });
         return None;
     }
-    work.rewritten.memory = Memory::InPlace;
+    work.rewritten.in_place.extend(properties.get("id").map(str::to_owned));
     // Its pages are there. To touch them means to write them where the kernel knows nothing better (before Linux 5.14
     // and QEMU 6.2), beside the guest that does.
     if properties.is_on("prealloc") || work.source.has("mem-prealloc") {

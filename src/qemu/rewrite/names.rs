@@ -90,10 +90,11 @@ impl Work<'_> {
         own
     }
 
-    /// A log beside the old one: `vm.log` becomes `vm.log.ID`, and again for a guest that was moved before.
+    /// A log beside the old one: `vm.log` becomes `vm.log.ID`, and again for a guest that was moved before. A device such
+    /// as `/dev/null` is nobody's.
     pub(super) fn own_log(&mut self, what: &str, path: &str) -> String {
         let public = public_log_name(path);
-        if self.setting.shared.files == Sharing::Other {
+        if self.setting.shared.files == Sharing::Other || public.starts_with("/dev/") {
             return public.to_owned();
         }
         let own = format!("{public}.{}", self.setting.id);

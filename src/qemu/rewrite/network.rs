@@ -58,7 +58,7 @@ fn place(host: &str, port: u16) -> String {
 pub(super) fn vnc(work: &mut Work<'_>, option: CommandOption) -> CommandOption {
     let Some(properties) = option.properties() else { return option };
     let listens = properties.get("vnc").unwrap_or_default().to_owned();
-    if properties.is_on("reverse") {
+    if properties.is_on("reverse") || work.maps.has_given(&listens) {
         return option;
     }
     if let Some(path) = listens.strip_prefix("unix:") {
@@ -146,7 +146,7 @@ pub(super) fn netdev(work: &mut Work<'_>, option: CommandOption) -> CommandOptio
 
 /// `tcp:127.0.0.1:2222-:22` with a port of the destination's own.
 fn forwarded(work: &mut Work<'_>, title: &str, rule: &str) -> Option<String> {
-    let (host_side, guest_side) = rule.split_once('-')?;
+    let (host_side, guest_side) = rule.split_once('-').filter(|_| !work.maps.has_given(rule))?;
     let (protocol, address) = host_side.split_once(':')?;
     let spoken = if protocol == "udp" { Protocol::Udp } else { Protocol::Tcp };
     let own = work.own_address(&format!("{title} hostfwd"), spoken, address)?;

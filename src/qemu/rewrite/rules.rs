@@ -251,11 +251,8 @@ pub(super) const RULES: &[Rule] = &[
     },
     Rule {
         options: CHARACTERS,
-        case: |work, option| {
-            matches!(device(option), Device::Pipe(path) if !work.maps.has_given(&path))
-                && work.setting.shared.files == Sharing::Same
-        },
-        act: Refuse(|_, option| RewriteError::Pipe(characters::path(option))),
+        case: |work, option| characters::pipe(work, option).is_some(),
+        act: Refuse(|work, option| RewriteError::Pipe(characters::pipe(work, option).unwrap_or_default())),
         told: told(
             "`pipe:` character devices",
             "refused on the same files, but for one by `--map`",
@@ -357,13 +354,18 @@ pub(super) const RULES: &[Rule] = &[
         told: told("`-trace file=`", "a file of its own", "the same"),
     },
     Rule {
-        options: &["object"],
-        case: |_, option| option.get("qom-type").as_deref() == Some("filter-dump"),
+        options: &["object", "audiodev"],
+        case: |_, option| recording(option).is_some(),
         act: Change(|work, option| {
-            let own = work.own_log("the capture", &option.get("file").unwrap_or_default());
-            changed(option, "file", own)
+            let Some((key, file)) = recording(&option) else { return option };
+            let own = work.own_log("the recording", &file);
+            changed(option, key, own)
         }),
-        told: told("`-object filter-dump`", "a file of its own", "QEMU cuts the file to zero as it opens it"),
+        told: told(
+            "`-object filter-dump`, `-audiodev wav`",
+            "a file of its own",
+            "QEMU cuts the file to zero as it opens it",
+        ),
     },
     Rule {
         options: &["plugin", "qtest"],
@@ -466,7 +468,7 @@ fn names_descriptor(option: &CommandOption) -> bool {
         |text: &str| !text.is_empty() && text.bytes().all(|letter| letter.is_ascii_digit() || letter == b':');
     let is_meant = |key: &str, value: &str| {
         let last = key.rsplit('.').next().unwrap_or(key);
-        let key_is = ["fd", "fds", "vhostfd", "vhostfds", "sockfd"].contains(&last) && is_number(value);
+        let key_is = ["fd", "fds", "vhostfd", "vhostfds", "sock_fd"].contains(&last) && is_number(value);
         key_is || value.starts_with("/dev/fdset/") || value.strip_prefix("fd:").is_some_and(is_number)
     };
     if option.name == "add-fd" {
@@ -478,6 +480,16 @@ fn names_descriptor(option: &CommandOption) -> bool {
         }
         None => is_meant("", value),
     }
+}
+
+/// The file into which an option records, and the property that names it.
+fn recording(option: &CommandOption) -> Option<(&'static str, String)> {
+    let key = match option.get("qom-type").or(option.get("driver"))?.as_str() {
+        "filter-dump" => "file",
+        "wav" => "path",
+        _ => return None,
+    };
+    Some((key, option.get(key)?))
 }
 
 /// The device of the host that an option takes for its guest alone.

@@ -147,6 +147,10 @@ impl<'a> Work<'a> {
                 self.push("vnc", value);
             }
             "D" => self.push("D", Word::from(public_log_name(value))),
+            "trace" | "object" if self.has_moved() => {
+                let value = with_public_file(option).unwrap_or_else(|| value.to_owned());
+                self.push(&option.name, Word::from(value.as_str()));
+            }
             "machine" | "M" => {
                 let value =
                     self.origin.machine.map_or_else(|| value.to_owned(), |machine| resolved(value, machine));
@@ -275,6 +279,14 @@ impl<'a> Work<'a> {
         let value = devices.find(|value| value.get("id") == Some(id) && value.implied() == Some("file"))?;
         value.get("path").map(str::to_owned)
     }
+}
+
+/// The value of an option whose file is a log, with the name that the user knows.
+fn with_public_file(option: &CommandOption) -> Option<String> {
+    let mut properties = option.properties()?;
+    let public = public_log_name(properties.get("file")?).to_owned();
+    properties.set("file", public).ok()?;
+    Some(properties.render())
 }
 
 /// `public_name` of a text, which stays as it is where it has no private part.

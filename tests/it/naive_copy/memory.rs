@@ -19,7 +19,7 @@ const WORKING_SET_MEBIBYTES: u64 = 32;
 /// A guest whose memory is a file. Its QEMU is a script that adds what the lab knows nothing of.
 struct Guest {
     lab: Lab,
-    _place: tempfile::TempDir,
+    place: tempfile::TempDir,
 }
 
 impl Guest {
@@ -37,7 +37,7 @@ impl Guest {
         std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         let board = Board { machine: "pc,memory-backend=ram", ..Board::newest(Accelerator::Tcg) };
         let lab = Lab::start_on(&script, board, WORKING_SET_MEBIBYTES, None).await;
-        Self { lab, _place: place }
+        Self { lab, place }
     }
 
     async fn is_set(&self, capability: &str) -> bool {
@@ -85,6 +85,23 @@ async fn a_copy_writes_into_the_running_guest_and_a_moved_one_stays_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_qemu_that_waits_for_a_guest_writes_nothing_into_memory_that_it_shares() {
+    for version in ["5.2", "7.2", "10.0", "11.1"] {
+        let Some(qemu) = qemu_version("a_qemu_that_waits_for_a_guest", version) else { continue };
+        let guest = Guest::start(&qemu).await;
+        let client = guest.lab.subject.connect().await.unwrap();
+        client.call(&words::stop {}, SOON).await.unwrap();
+        let memory = || std::fs::read(guest.place.path().join("memory")).unwrap();
+        let before = memory();
+        let (_copy, _) = guest.lab.by_hand(None, &["-S", "-incoming", "defer"]).await;
+        assert!(memory() == before, "{version}");
+        // One that does not wait boots into it.
+        let (_copy, _) = guest.lab.by_hand(None, &[]).await;
+        until("the copy boots", async || memory() != before).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn memory_in_a_file_stays_in_its_place_and_whole_from_move_to_move() {
     for version in VERSIONS {
         let Some(qemu) = qemu_version("memory_in_a_file_stays_in_its_place", version) else { continue };
@@ -95,11 +112,28 @@ async fn memory_in_a_file_stays_in_its_place_and_whole_from_move_to_move() {
             .run(async |done| {
                 guest.lab.never_two(done.source, done.destination);
                 guest.lab.prove().await;
-                let sent = done.ended.result()["bytes_sent"].clone();
-                eprintln!("{version}: {sent} bytes were sent");
             })
             .await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shared_memory_that_was_added_since_is_not_left_behind() {
+    let Some(qemu) = qemu_version("shared_memory_that_was_added_since", "10.0") else { return };
+    let guest = Guest::start(&qemu).await;
+    let somebody = guest.lab.somebody().await;
+    let run = async |command_line: &str| {
+        let command_line = command_line.to_owned();
+        let line = words::human_monitor_command { command_line, cpu_index: None };
+        somebody.call(&line, SOON).await.unwrap();
+    };
+    run("object_add memory-backend-memfd,id=more,size=1M,share=on").await;
+    let refused = guest.lab.migrate(&[]);
+    assert_eq!(refused.code, 2, "{refused:?}");
+    assert!(refused.stderr.contains("'more', which was added since"), "{refused:?}");
+    run("object_del more").await;
+    assert_eq!(guest.lab.migrate(&[]).code, 0);
+    guest.lab.prove().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
