@@ -5,6 +5,7 @@ use crate::host::{DirectoryError, ProcError};
 use crate::qemu::LocateError;
 use crate::qemu::dialect::LimitsError;
 use crate::qemu::dialect::probe::ProbeError;
+use crate::qemu::repetition::Unrepeatable;
 use crate::qemu::rewrite::RewriteError;
 use crate::qemu::template::TemplateError;
 use crate::qemu::twin::TwinError;
@@ -209,6 +210,12 @@ impl From<RewriteError> for Blocker {
                 Self::new("snapshot", message, "start the guest with a real overlay: qemu-img create -b BASE")
             }
         }
+    }
+}
+
+impl From<Unrepeatable> for Blocker {
+    fn from(found: Unrepeatable) -> Self {
+        Self::new(found.code, found.message, found.hint)
     }
 }
 

@@ -9,11 +9,12 @@ use crate::migrate::journal;
 use crate::migrate::plan::{Destination, Incoming, MadeFrom, Mode, Plan, Risks};
 use crate::migrate::side::{Contact, Side};
 use crate::qemu::argv::CommandLine;
+use crate::qemu::repetition::{Repetition, Repetitions, Whose, repetitions};
 use crate::qemu::rewrite::{RewriteError, Rewritten, Setting, rewrite};
 use crate::qemu::template::{Origin, Placeholder, TemplateFile, Values, derive};
-use crate::qemu::{Inventory, Located, locate};
+use crate::qemu::{Inventory, Located, locate, present};
 use crate::qmp::{Address, Client, Deadlines, Events, Leg};
-use crate::record::{LimitsBy, Party};
+use crate::record::{LimitsBy, Party, Warning};
 
 /// A monitor that is free greets at once; people wait this long for one that is not.
 pub const GREETING_WITHIN: Duration = Duration::from_secs(3);
@@ -35,6 +36,8 @@ pub struct Source {
     pub view: ProcessView,
     /// The twin's command line and what has to be done around it; nothing where the user has started the twin.
     pub rewritten: Option<Rewritten>,
+    /// What is to be done to that twin before it is like its source.
+    pub repetitions: Vec<Repetition>,
     /// A hold on its process.
     pub process: ProcessHandle,
 }
@@ -97,8 +100,29 @@ pub async fn survey(plan: &Plan) -> Result<Source, Vec<Blocker>> {
         }
         _ => (view, line),
     };
-    let rewritten = rewritten(plan, &inventory, &view, &line)?;
-    Ok(Source { address, client, events, inventory, limits_by, view, rewritten, process })
+    let (line, repetitions, warnings) = repeated(plan, &client, line).await?;
+    let mut rewritten = rewritten(plan, &inventory, &view, &line)?;
+    if let Some(rewritten) = &mut rewritten {
+        rewritten.warnings.extend(warnings);
+    }
+    Ok(Source { address, client, events, inventory, limits_by, view, rewritten, repetitions, process })
+}
+
+/// The line of a twin that the engine is to start, without what the guest has no more, and what comes after its start.
+async fn repeated(
+    plan: &Plan,
+    source: &Client,
+    line: CommandLine,
+) -> Result<(CommandLine, Vec<Repetition>, Vec<Warning>), Vec<Blocker>> {
+    let whose = match &plan.destination {
+        Destination::Started(_) => return Ok((line, Vec::new(), Vec::new())),
+        Destination::Start { made_from: MadeFrom::Source, .. } => Whose::Source,
+        Destination::Start { made_from: MadeFrom::Template(..), .. } => Whose::Template,
+    };
+    let present = present::ask(source).await.map_err(|error| vec![error.into()])?;
+    let Repetitions { line, commands, warnings } = repetitions(&present, &line, whose)
+        .map_err(|errors| errors.into_iter().map(Blocker::from).collect::<Vec<_>>())?;
+    Ok((line, commands, warnings))
 }
 
 /// The command line of the twin that the engine is to start.
