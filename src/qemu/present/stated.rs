@@ -31,7 +31,8 @@ impl Property {
             return None;
         }
         match (value, self.name.as_str()) {
-            (Value::Number(number), "addr") if self.kind == "str" => {
+            // The slot of PCI: 7.2 takes a bare number for a slot in hexadecimal digits.
+            (Value::Number(number), "addr") if matches!(self.kind.as_str(), "str" | "int32") => {
                 let function = number.as_u64()?;
                 Some(json!(format!("{:02x}.{:x}", function >> 3, function & 7)))
             }
@@ -91,6 +92,7 @@ mod tests {
                 Some(json!("on")),
             ),
             (json!({"name": "addr", "type": "str", "default-value": -1}), json!(58), Some(json!("07.2"))),
+            (json!({"name": "addr", "type": "int32", "default-value": -1}), json!(16), Some(json!("02.0"))),
             (
                 json!({"name": "addr", "type": "uint64", "default-value": 0}),
                 json!(4_294_967_296_u64),
