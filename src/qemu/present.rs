@@ -12,7 +12,7 @@
 //! | character devices, networks | `query-chardev` and `addr` of each socket; `info network`, `info usernet` |
 //! | jobs, exports, VNC | `query-block-jobs`, `query-block-exports`, `query-vnc` |
 //!
-//! Two rounds where nothing was plugged in; up to seven where something was.
+//! Two rounds where nothing was plugged in or taken out; up to seven where something was.
 //!
 //! `hotplugged` is true of whatever comes by `device_add`, also on a destination that waits, and false of what stands on
 //! the command line (run on 7.2, 10.0 and 11.1). That is how a device that was repeated once is known as one that has
@@ -36,6 +36,7 @@ mod stated;
 pub use blocks::{Drive, Edges, Inserted, Node};
 
 use super::ANSWER_WITHIN;
+use super::argv::CommandLine;
 use super::hardware::{Device as Placed, people, told, tree};
 use crate::qmp::words::commands::QueryBlockGraph;
 use crate::qmp::{CallError, Client, Reply};
@@ -67,8 +68,8 @@ pub struct Present {
     pub character_devices: Vec<CharacterDevice>,
     /// Network backends and cards: what `info network` says of each.
     pub networks: BTreeMap<String, String>,
-    /// The user networks that forward ports of the host.
-    pub forwarding: Vec<String>,
+    /// The user networks, in the order in which they were made.
+    pub user_networks: Vec<UserNetwork>,
     /// Block jobs.
     pub jobs: Vec<Job>,
     /// Exports that are served.
@@ -86,10 +87,10 @@ pub struct Device {
     pub kind: String,
     /// Whether it was plugged in, and does not stand on the command line.
     pub hotplugged: bool,
-    /// The path of its bus, of one that was plugged in and has a bus.
+    /// The path of its bus, if it has one and that has been asked.
     #[serde(default)]
     pub bus: Option<String>,
-    /// What has to be said of one that was plugged in to get the same.
+    /// What has to be said of one that was plugged in to get the same; of another one where it is, if that has to be said.
     #[serde(default)]
     pub properties: Map<String, Value>,
 }
@@ -146,6 +147,15 @@ pub struct CharacterDevice {
     pub address: Option<Map<String, Value>>,
 }
 
+/// A user network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserNetwork {
+    /// Its id.
+    pub id: String,
+    /// Whether it forwards ports of the host.
+    pub forwards: bool,
+}
+
 /// A block job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Job {
@@ -169,8 +179,9 @@ pub struct Export {
     pub node_name: String,
 }
 
-/// Asks a QEMU. What it does not tell stays empty; an error is one of the connection.
-pub async fn ask(client: &Client) -> Result<Present, CallError> {
+/// Asks a QEMU whose twin is to be started with this line. What it does not tell stays empty; an error is one of the
+/// connection.
+pub async fn ask(client: &Client, line: &CommandLine) -> Result<Present, CallError> {
     let list = |path: &str| words::qom_list { path: path.to_owned() };
     let (with_id, without_id, objects) = (list(WITH_ID), list(WITHOUT_ID), list("/objects"));
     let (with_id, without_id, objects, processors, blocks, sockets, networks, rest) = tokio::join!(
@@ -183,7 +194,7 @@ pub async fn ask(client: &Client) -> Result<Present, CallError> {
         networks(client),
         rest(client),
     );
-    let ((drives, nodes, edges), (networks, forwarding)) = (blocks?, networks?);
+    let ((drives, nodes, edges), (networks, user_networks)) = (blocks?, networks?);
     let (jobs, exports, vnc) = rest?;
     let mut devices = children(WITH_ID, told(with_id)?.as_ref());
     devices.extend(children(WITHOUT_ID, told(without_id)?.as_ref()));
@@ -200,13 +211,17 @@ pub async fn ask(client: &Client) -> Result<Present, CallError> {
         edges,
         character_devices: read(told(sockets)?),
         networks,
-        forwarding,
+        user_networks,
         jobs,
         exports,
         vnc,
         ..Present::default()
     };
     present.look_at_devices(client).await?;
+    let cold = present.devices.iter().filter(|device| !device.hotplugged).count();
+    if line.options.iter().filter(|option| option.name == "device").count() > cold {
+        present.look_at_places(client).await?;
+    }
     Ok(present)
 }
 
@@ -257,6 +272,29 @@ impl Present {
         name_ports(&mut plugged, &placed);
         self.look_at_objects(client).await?;
         self.look_at_sockets(client).await
+    }
+
+    /// Finds out where the devices are that were not plugged in: one is missing before them.
+    async fn look_at_places(&mut self, client: &Client) -> Result<(), CallError> {
+        let mut cold: Vec<&mut Device> =
+            self.devices.iter_mut().filter(|device| !device.hotplugged).collect();
+        let asked = cold
+            .iter()
+            .flat_map(|device| stated::PLACES.map(|name| (&device.path, name)))
+            .collect::<Vec<_>>();
+        let values = get_each(client, asked.into_iter()).await?;
+        let buses = get_each(client, cold.iter().map(|device| (&device.path, "parent_bus"))).await?;
+        let placed = tree::parse(&told(people(client, "info qtree").await)?.unwrap_or_default());
+        for ((device, values), bus) in cold.iter_mut().zip(values.chunks(stated::PLACES.len())).zip(buses) {
+            device.bus = path_of(bus.as_ref());
+            for (name, value) in stated::PLACES.iter().zip(values) {
+                if let Some(value) = stated::place(&device.kind, name, value.as_ref()) {
+                    device.properties.insert((*name).to_owned(), value);
+                }
+            }
+        }
+        name_ports(&mut cold, &placed);
+        Ok(())
     }
 
     /// Reads the objects that a plugged device uses.
@@ -317,6 +355,11 @@ impl Device {
     }
 }
 
+/// Where a link leads, if anywhere.
+fn path_of(link: Option<&Value>) -> Option<String> {
+    link.and_then(Value::as_str).filter(|path| !path.is_empty()).map(str::to_owned)
+}
+
 /// Gives each USB device the port that it has. QEMU tells the newest device of a bus first.
 fn name_ports(devices: &mut [&mut Device], placed: &[Placed]) {
     let mut free: Vec<&Placed> = placed.iter().rev().filter(|placed| placed.port().is_some()).collect();
@@ -326,7 +369,8 @@ fn name_ports(devices: &mut [&mut Device], placed: &[Placed]) {
             placed.is_kind(&device.kind)
                 && placed.has_id(device.id().unwrap_or_default())
                 && Some(placed.bus_name()) == device.bus_name()
-                && device.properties.get("chardev").and_then(Value::as_str) == placed.text("chardev")
+                && (!device.hotplugged
+                    || device.properties.get("chardev").and_then(Value::as_str) == placed.text("chardev"))
         };
         if let Some(place) = free.iter().position(is_it) {
             device.properties.insert("port".to_owned(), json!(free.remove(place).port()));
@@ -346,10 +390,10 @@ async fn blocks(client: &Client) -> Result<(Vec<Drive>, Vec<Node>, Edges), CallE
     Ok((read(told(drives)?), read(told(nodes)?), blocks::edges(told(graph)?)))
 }
 
-async fn networks(client: &Client) -> Result<(BTreeMap<String, String>, Vec<String>), CallError> {
+async fn networks(client: &Client) -> Result<(BTreeMap<String, String>, Vec<UserNetwork>), CallError> {
     let (all, users) = tokio::join!(people(client, "info network"), people(client, "info usernet"));
     let (all, users) = (told(all)?.unwrap_or_default(), told(users)?.unwrap_or_default());
-    Ok((all.lines().filter_map(network).collect(), forwarding(&users)))
+    Ok((all.lines().filter_map(network).collect(), user_networks(&users)))
 }
 
 async fn rest(client: &Client) -> Result<(Vec<Job>, Vec<Export>, Option<String>), CallError> {
@@ -371,15 +415,15 @@ fn network(line: &str) -> Option<(String, String)> {
     Some((name.to_owned(), text.trim_end().to_owned()))
 }
 
-/// The user networks that have a line `TCP[HOST_FORWARD]`, by `Hub -1 (net1):` above it.
-fn forwarding(text: &str) -> Vec<String> {
-    let mut found: Vec<String> = Vec::new();
-    let mut name = "";
+/// Each begins with `Hub -1 (net1):`, in the order in which they were made; then come its connections, and a line
+/// `TCP[HOST_FORWARD]` for each port.
+fn user_networks(text: &str) -> Vec<UserNetwork> {
+    let mut found: Vec<UserNetwork> = Vec::new();
     for line in text.lines() {
-        if let Some((_, rest)) = line.split_once('(').filter(|_| line.ends_with("):")) {
-            name = rest.trim_end_matches("):");
-        } else if line.contains("[HOST_FORWARD]") && !found.iter().any(|known| known == name) {
-            found.push(name.to_owned());
+        if let Some((_, id)) = line.strip_suffix("):").and_then(|line| line.split_once('(')) {
+            found.push(UserNetwork { id: id.to_owned(), forwards: false });
+        } else if let Some(last) = found.last_mut().filter(|_| line.contains("[HOST_FORWARD]")) {
+            last.forwards = true;
         }
     }
     found
@@ -435,4 +479,36 @@ fn plain_properties(listed: &Value) -> Vec<String> {
 /// Reads an answer; what has another form is left out.
 fn read<T: serde::de::DeserializeOwned + Default>(answer: Option<Value>) -> T {
     answer.and_then(|answer| serde_json::from_value(answer).ok()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As 10.0 tells it.
+    #[test]
+    fn networks_are_read_from_what_people_are_shown() {
+        let text = "nic1: index=0,type=nic,model=virtio-net-pci,macaddr=52:54:00:00:00:99\n \\ net1: index=0,type=user,net=10.0.2.0,restrict=off\n";
+        let networks: BTreeMap<String, String> = text.lines().filter_map(network).collect();
+        assert_eq!(networks["net1"], "type=user,net=10.0.2.0,restrict=off");
+        assert_eq!(networks["nic1"], "type=nic,model=virtio-net-pci,macaddr=52:54:00:00:00:99");
+        let text = "Hub -1 (z):\n  Protocol[State]    FD  Source Address  Port   Dest. Address  Port RecvQ SendQ\n  \
+                    TCP[HOST_FORWARD]  14       127.0.0.1 42573       10.7.2.15    22     0     0\nHub -1 (a):\n  \
+                    Protocol[State]    FD  Source Address  Port   Dest. Address  Port RecvQ SendQ\n";
+        let found: Vec<(String, bool)> =
+            user_networks(text).into_iter().map(|network| (network.id, network.forwards)).collect();
+        assert_eq!(found, [("z".to_owned(), true), ("a".to_owned(), false)]);
+    }
+
+    #[test]
+    fn children_come_in_the_order_of_their_numbers() {
+        let listed = json!([
+            { "name": "type", "type": "string" },
+            { "name": "device[10]", "type": "child<usb-kbd>" },
+            { "name": "device[9]", "type": "child<usb-mouse>" },
+        ]);
+        let kinds: Vec<String> =
+            children(WITHOUT_ID, Some(&listed)).into_iter().map(|device| device.kind).collect();
+        assert_eq!(kinds, ["usb-mouse", "usb-kbd"]);
+    }
 }

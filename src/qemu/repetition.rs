@@ -10,7 +10,7 @@
 //! | a plugged device | what it stands on (objects, nodes, networks, character devices), then `device_add`: same id, bus, address |
 //! | a plugged DIMM | its memory by the same id, then `pc-dimm` with its slot and address |
 //! | a plugged processor | `device_add` at its socket, core and thread |
-//! | a device of the line that was unplugged | off the line, with what it stood on where that is gone too |
+//! | a device of the line that was unplugged | off the line, with what it stood on where that is gone too; the others are told their places |
 //! | a processor of the line that was unplugged | `-smp` begins with those before it, the others are plugged |
 //! | another medium, or none | off the line, then `blockdev-change-medium` (the old file may be gone) |
 //! | another top image | that one on the line |
@@ -159,6 +159,7 @@ pub fn repetitions(
     work.processors();
     let media = work.drives();
     work.gone();
+    work.user_networks();
     work.plugged();
     work.commands.extend(media);
     work.limits();
@@ -274,6 +275,22 @@ impl<'a> Work<'a> {
         }
     }
 
+    /// User networks that no line has, whether a device uses them or not, in the order in which they were made.
+    ///
+    /// Each has a state of its own in the stream, called `slirp` and numbered: one more than the last one there is as it is
+    /// made. One number too few ends the stream when the source has stopped (`Unknown savevm section or instance 'slirp'
+    /// 2`, run on 10.0). So a network of the line that is gone keeps its number by staying, without ports and without a card.
+    /// One that came after that has its number on the source and the next one here: it begins anew, as if all its
+    /// connections had been cut.
+    fn user_networks(&mut self) {
+        let present = self.present;
+        for network in &present.user_networks {
+            let owner = present.devices.iter().find(|device| device.uses(&network.id));
+            let owner = owner.map_or_else(|| format!("the network \"{}\"", network.id), Device::name);
+            self.network(&owner, &network.id);
+        }
+    }
+
     /// Devices that were plugged in, each after the one that it hangs on.
     fn plugged(&mut self) {
         let present = self.present;
@@ -354,12 +371,13 @@ impl<'a> Work<'a> {
         let mut cold: BTreeMap<usize, &Device> =
             self.present.devices.iter().filter(|device| !self.is_plugged(device)).enumerate().collect();
         let mut unmatched = Vec::new();
+        let mut found = Vec::new();
         for device in devices {
             let by_id = device.id.as_deref().and_then(|id| {
                 cold.iter().find(|(_, present)| present.id() == Some(id)).map(|(number, _)| *number)
             });
             match by_id {
-                Some(number) => drop(cold.remove(&number)),
+                Some(number) => found.extend(cold.remove(&number).map(|present| (device.place, present))),
                 None => unmatched.push(device),
             }
         }
@@ -369,7 +387,7 @@ impl<'a> Work<'a> {
         for device in &unmatched {
             let like = cold.iter().find(|(_, present)| may_match(device) && device.is_kind(&present.kind));
             match like.map(|(number, _)| *number) {
-                Some(number) => drop(cold.remove(&number)),
+                Some(number) => found.extend(cold.remove(&number).map(|present| (device.place, present))),
                 None => gone.push(device),
             }
         }
@@ -389,10 +407,17 @@ impl<'a> Work<'a> {
             }
         }
         let places: Vec<usize> = gone.iter().map(|device| device.place).collect();
+        if !places.is_empty() {
+            // The others would move up.
+            for (place, device) in found {
+                line::pin(&mut self.line, place, device);
+            }
+        }
         line::remove(&mut self.line, &places);
     }
 
-    /// Takes off the line what is not there any more and what nothing on it names.
+    /// Takes off the line what is not there any more and what nothing on it names. A user network that is gone stays, bare:
+    /// see [`Work::user_networks`].
     fn gone(&mut self) {
         let present = self.present;
         let is_there = |option: &CommandOption, id: &str| match option.name.as_str() {
@@ -405,9 +430,15 @@ impl<'a> Work<'a> {
         };
         while let Some(place) = self.line.options.iter().enumerate().find_map(|(place, option)| {
             let id = line::backend(option)?;
-            (!is_there(option, &id) && !line::names(&self.line, place, &id)).then_some(place)
+            let is_left = line::is_user_network(option);
+            (!is_left && !is_there(option, &id) && !line::names(&self.line, place, &id)).then_some(place)
         }) {
             line::remove(&mut self.line, &[place]);
+        }
+        for option in self.line.options.iter_mut().filter(|option| line::is_user_network(option)) {
+            if let Some(id) = option.get("id").filter(|id| !present.networks.contains_key(id)) {
+                *option = CommandOption::with_value("netdev", format!("user,id={id}"));
+            }
         }
     }
 
@@ -443,3 +474,7 @@ fn device_path(path: &str) -> Option<&str> {
     let end = path[below.len() + 1..].find('/').map_or(path.len(), |end| below.len() + 1 + end);
     path.get(..end)
 }
+
+#[cfg(test)]
+#[path = "repetition/tests.rs"]
+mod tests;

@@ -119,7 +119,7 @@ async fn repeated(
         Destination::Start { made_from: MadeFrom::Source, .. } => Whose::Source,
         Destination::Start { made_from: MadeFrom::Template(..), .. } => Whose::Template,
     };
-    let present = present::ask(source).await.map_err(|error| vec![error.into()])?;
+    let present = present::ask(source, &line).await.map_err(|error| vec![error.into()])?;
     let Repetitions { line, commands, warnings } = repetitions(&present, &line, whose)
         .map_err(|errors| errors.into_iter().map(Blocker::from).collect::<Vec<_>>())?;
     Ok((line, commands, warnings))

@@ -12,6 +12,26 @@ use serde_json::{Value, json};
 /// Numbers without a default that the user sets: of memory devices.
 const SET_BY_USERS: [&str; 3] = ["block-size", "label-size", "requested-size"];
 
+/// Properties that say where a device is, and that QEMU fills in by itself in the order of the devices.
+pub(super) const PLACES: [&str; 8] = ["addr", "channel", "lun", "nr", "port", "scsi-id", "slot", "unit"];
+
+/// What is to be said of a device of this kind so that it is where it is.
+pub(super) fn place(kind: &str, name: &str, value: Option<&Value>) -> Option<Value> {
+    let is_memory = matches!(kind, "pc-dimm" | "nvdimm");
+    match (name, value?) {
+        ("addr", Value::Number(number)) if !is_memory => slot(number.as_u64()?),
+        // A port of PCI Express has a number and a slot that are something else.
+        ("port", value) => value.is_string().then(|| value.clone()),
+        ("slot", _) if !is_memory => None,
+        (_, value) => Some(value.clone()),
+    }
+}
+
+/// A place on a PCI bus, as `02.0`.
+fn slot(number: u64) -> Option<Value> {
+    (number < 256).then(|| json!(format!("{:02x}.{:x}", number >> 3, number & 7)))
+}
+
 /// A property, as `device-list-properties` tells of it.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -33,8 +53,7 @@ impl Property {
         match (value, self.name.as_str()) {
             // The slot of PCI: 7.2 takes a bare number for a slot in hexadecimal digits.
             (Value::Number(number), "addr") if matches!(self.kind.as_str(), "str" | "int32") => {
-                let function = number.as_u64()?;
-                Some(json!(format!("{:02x}.{:x}", function >> 3, function & 7)))
+                slot(number.as_u64()?)
             }
             // Filled in by the place that the device really has.
             (Value::String(_), "port") if self.kind == "str" => Some(value.clone()),

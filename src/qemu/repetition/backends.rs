@@ -72,7 +72,7 @@ impl Work<'_> {
     }
 
     pub(super) fn network(&mut self, owner: &str, id: &str) {
-        if !self.is_new("netdev", id) {
+        if line::has_network(&self.line, id) || !self.is_new("netdev", id) {
             return;
         }
         let text = self.present.networks.get(id).map_or("", String::as_str).to_owned();
@@ -80,6 +80,7 @@ impl Work<'_> {
             let kind = text.split(',').next().unwrap_or_default().trim_start_matches("type=");
             let why = match kind {
                 "user" => "QEMU does not tell its mask".to_owned(),
+                "" => "QEMU does not tell what it is".to_owned(),
                 "tap" => "a tap device can be had once".to_owned(),
                 _ => format!("of a network of the type '{kind}' QEMU does not tell enough"),
             };
@@ -91,7 +92,7 @@ impl Work<'_> {
         if restrict == "on" {
             arguments.insert("restrict".to_owned(), json!(true));
         }
-        if self.present.forwarding.iter().any(|name| name == id) {
+        if self.present.user_networks.iter().any(|network| network.id == id && network.forwards) {
             self.warn(
                 "forwards",
                 format!("the network \"{id}\" forwards ports of the host, which the source still has: they are not repeated"),

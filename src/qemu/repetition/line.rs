@@ -1,6 +1,9 @@
 //! What stands on a command line, and what is to be taken off it.
 
-use crate::qemu::argv::{CommandLine, CommandOption};
+use serde_json::Value;
+
+use crate::qemu::argv::{CommandLine, CommandOption, Scalar};
+use crate::qemu::present::Device;
 
 /// A `-device`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +44,26 @@ pub(super) fn devices(line: &CommandLine) -> Vec<LineDevice> {
     plain.into_iter().chain(json).filter_map(device).collect()
 }
 
+/// Says where a device is, as far as its option does not say it.
+pub(super) fn pin(line: &mut CommandLine, place: usize, device: &Device) {
+    let Some(option) = line.options.get_mut(place) else { return };
+    let Some(mut properties) = option.properties() else { return };
+    let bus = device.bus_name().map(|bus| ("bus", Scalar::from(bus)));
+    let rest = device.properties.iter().filter_map(|(name, value)| {
+        let value = match value {
+            Value::String(text) => Scalar::from(text.as_str()),
+            value => Scalar::Number(value.as_i64()?.into()),
+        };
+        Some((name.as_str(), value))
+    });
+    for (name, value) in bus.into_iter().chain(rest) {
+        if properties.get(name).is_none() && properties.set(name, value).is_err() {
+            return;
+        }
+    }
+    option.set_properties(&properties);
+}
+
 /// Where the `-device` with this id stands.
 pub(super) fn device(line: &CommandLine, id: &str) -> Option<usize> {
     line.options.iter().position(|option| option.name == "device" && option.get("id").as_deref() == Some(id))
@@ -53,6 +76,19 @@ pub(super) fn backend(option: &CommandOption) -> Option<String> {
         "blockdev" => option.get("node-name"),
         _ => None,
     }
+}
+
+/// Whether this is a user network that stands for itself.
+pub(super) fn is_user_network(option: &CommandOption) -> bool {
+    option.name == "netdev" && option.get("type").as_deref() == Some("user")
+}
+
+/// Whether a network stands on the line, or is one that QEMU has named: those are the line's, or those of nobody.
+pub(super) fn has_network(line: &CommandLine, id: &str) -> bool {
+    let is_it = |option: &CommandOption| {
+        matches!(option.name.as_str(), "netdev" | "nic" | "net") && option.get("id").as_deref() == Some(id)
+    };
+    id.starts_with('#') || id.starts_with("user.") || line.options.iter().any(is_it)
 }
 
 /// Whether a backend stands on the line.
