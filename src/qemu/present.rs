@@ -18,9 +18,10 @@
 //! the command line (run on 7.2, 10.0 and 11.1). That is how a device that was repeated once is known as one that has
 //! to be repeated again.
 //!
-//! What no QEMU tells, and so is not here: whether a link is down (`set_link`; it travels with the card's own state),
-//! what a watchdog does, a password of VNC, the forwards and the mask of a user network in a form that could be typed
-//! again, and of a disk `discard`, `aio` and `locking`.
+//! What no QEMU tells, and so is not here: whether a link is down (`set_link`; a virtio card that was down still is after
+//! a move, run on 10.0 and 11.1), what a watchdog does, a password of VNC, the forwards and the mask of a user network in
+//! a form that could be typed again, and of a disk `discard`, `aio` and `locking`. The target of a balloon is part of that
+//! device's own state.
 
 use std::collections::BTreeMap;
 

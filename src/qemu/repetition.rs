@@ -18,7 +18,10 @@
 //!
 //! All of these commands are taken in `inmigrate`, before the stream (run on 10.0 and 11.1). Devices come in the order of
 //! their buses, then memory by slots and the others by name; what matters for the stream is the place of each, which is
-//! said, and not the order.
+//! said, and not the order. User networks alone have numbers by their order.
+//!
+//! A hub of USB that QEMU has put in by itself, since there were more devices than ports, is not repeated: where the last
+//! of them was unplugged, the comparison finds it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -445,7 +448,8 @@ impl<'a> Work<'a> {
     fn limits(&mut self) {
         for drive in &self.present.drives {
             let Some(inserted) = &drive.inserted else { continue };
-            let mut limits = inserted.limits();
+            let is_limited = line::is_limited(&self.line, &drive.device);
+            let mut limits = inserted.limits(is_limited);
             if limits.is_empty() {
                 continue;
             }

@@ -41,8 +41,9 @@ pub struct Inserted {
 }
 
 impl Inserted {
-    /// Its limits, as `block_set_io_throttle` takes them: those that are not 0.
-    pub fn limits(&self) -> Map<String, Value> {
+    /// Its limits, as `block_set_io_throttle` takes them. Where there are none that is said only of a drive that starts
+    /// with some.
+    pub fn limits(&self, starts_with: StartsWith) -> Map<String, Value> {
         const LIMITS: [&str; 6] = ["bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"];
         let all = LIMITS
             .iter()
@@ -54,13 +55,25 @@ impl Inserted {
         let mut limits: Map<String, Value> =
             all.chain(["iops_size".to_owned(), "group".to_owned()]).filter_map(limit).collect();
         if !LIMITS.iter().any(|name| limits.contains_key(*name)) {
-            return Map::new();
+            if starts_with == StartsWith::NoLimits {
+                return Map::new();
+            }
+            limits.clear();
         }
         for name in LIMITS {
             limits.entry(name).or_insert(json!(0));
         }
         limits
     }
+}
+
+/// Whether a drive has limits by its command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StartsWith {
+    /// It has.
+    Limits,
+    /// It has not.
+    NoLimits,
 }
 
 /// A block node, as `query-named-block-nodes` tells of it.
@@ -225,5 +238,69 @@ impl Node {
         options.retain(|name, value| !value.is_object() && name != "backing");
         options.insert("driver".to_owned(), json!(self.drv));
         Ok(options)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(name: &str, driver: &str, filename: &str) -> Node {
+        let node = json!({
+            "node-name": name, "drv": driver, "ro": name == "read-only", "detect_zeroes": "unmap",
+            "cache": { "direct": true, "no-flush": false, "writeback": true },
+            "image": { "filename": filename, "virtual-size": 1024 }
+        });
+        serde_json::from_value(node).unwrap()
+    }
+
+    /// What 7.2, 10.0 and 11.1 tell of nodes that were added with options of their own.
+    #[test]
+    fn a_node_is_made_again_by_what_is_told_of_it() {
+        let json = r#"json:{"offset": 512, "driver": "raw", "size": 1024, "file": {"driver": "file", "filename": "disk"}}"#;
+        let mut overlay = node("top", "qcow2", "snapshot");
+        overlay.image.backing_filename = Some("disk".to_owned());
+        let nodes = [node("a", "raw", json), node("#block032", "file", "disk"), overlay];
+        let mut edges = Edges::from([("a".to_owned(), vec![("file".to_owned(), "#block032".to_owned())])]);
+        edges.insert("top".to_owned(), vec![("file".to_owned(), "#block032".to_owned())]);
+        let options = |node: &Node| node.options(&nodes, &edges, &mut Vec::new()).map(Value::Object);
+        let same = json!({ "direct": true, "no-flush": false });
+        assert_eq!(
+            options(&nodes[0]),
+            Ok(json!({
+                "driver": "raw", "node-name": "a", "offset": 512, "size": 1024, "cache": same, "detect-zeroes": "unmap",
+                "file": { "driver": "file", "filename": "disk", "cache": same, "detect-zeroes": "unmap" }
+            }))
+        );
+        assert_eq!(
+            options(&nodes[2]).unwrap()["backing"],
+            Value::Null,
+            "opened without what its header says"
+        );
+        let null =
+            options(&node("read-only", "null-co", r#"json:{"read-zeroes": true, "driver": "null-co"}"#));
+        assert_eq!(null.as_ref().unwrap()["size"], 1024);
+        assert_eq!(null.unwrap()["read-only"], true);
+        assert_eq!(options(&node("t", "throttle", "disk")), Err(NodeError::Driver("throttle".to_owned())));
+        let mut secret = node("s", "qcow2", "disk");
+        secret.encrypted = true;
+        assert_eq!(options(&secret), Err(NodeError::Encrypted));
+    }
+
+    #[test]
+    fn limits_are_said_where_there_are_some() {
+        let inserted = |bps: u64| -> Inserted {
+            let inserted = json!({
+                "node-name": "n", "file": "disk", "drv": "raw", "ro": false, "bps": bps, "bps_rd": 0, "bps_max": 7, "iops": 0
+            });
+            serde_json::from_value(inserted).unwrap()
+        };
+        let zeroes = json!({ "bps": 0, "bps_rd": 0, "bps_wr": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0 });
+        let mut some = zeroes.clone();
+        some["bps"] = json!(5);
+        some["bps_max"] = json!(7);
+        assert_eq!(Value::Object(inserted(5).limits(StartsWith::NoLimits)), some);
+        assert_eq!(Value::Object(inserted(0).limits(StartsWith::NoLimits)), json!({}));
+        assert_eq!(Value::Object(inserted(0).limits(StartsWith::Limits)), zeroes);
     }
 }

@@ -157,7 +157,18 @@ impl Work<'_> {
     /// A drive whose device stands on a node.
     fn drive_on_node(&mut self, drive: &Drive, after: &mut Vec<Repetition>) {
         let top = drive.inserted.as_ref().map(|inserted| inserted.node_name.as_str());
-        let Some(place) = drive.qdev.as_deref().and_then(|qdev| self.option_of(qdev, top)) else { return };
+        let Some(place) = drive.qdev.as_deref().and_then(|qdev| self.option_of(qdev, top)) else {
+            if let Some(inserted) = &drive.inserted
+                && !line::has(&self.line, "blockdev", &inserted.node_name)
+            {
+                let message = format!(
+                    "a disk has {} now, and QEMU does not tell which one of the line's it is",
+                    inserted.file
+                );
+                self.refuse("changed-image", message, IMAGE_HINT);
+            }
+            return;
+        };
         let said = self.line.options.get(place).and_then(|option| option.get("drive"));
         if said.as_deref() == top {
             return;
@@ -215,7 +226,7 @@ impl Work<'_> {
     }
 
     /// The `-device` of the device that a path leads to. Of those without an id it is the one that says this node, or
-    /// else the only one of its kind.
+    /// else the only one of its kind that says what no drive has.
     fn option_of(&self, qdev: &str, top: Option<&str>) -> Option<usize> {
         let path = device_path(qdev).unwrap_or(qdev);
         if !path.starts_with(WITHOUT_ID) {
@@ -227,10 +238,18 @@ impl Work<'_> {
             .filter(|said| said.id.is_none() && said.is_kind(&device.kind))
             .map(|said| said.place)
             .collect::<Vec<_>>();
-        let says = |place: &usize| {
-            self.line.options.get(*place).and_then(|option| option.get("drive")).as_deref() == top
+        let said = |place: &usize| self.line.options.get(*place).and_then(|option| option.get("drive"));
+        if let Some(place) = places.iter().find(|place| said(place).as_deref() == top) {
+            return Some(*place);
+        }
+        let is_free = |name: &str| {
+            !self.present.drives.iter().any(|drive| {
+                let top = drive.inserted.as_ref().map(|inserted| inserted.node_name.as_str());
+                drive.device == name || top == Some(name)
+            })
         };
-        places.iter().copied().find(says).or_else(|| places.pop().filter(|_| places.is_empty()))
+        places.retain(|place| said(place).is_none_or(|name| is_free(&name)));
+        places.pop().filter(|_| places.is_empty())
     }
 
     /// A medium of QEMU's own naming in a device that was plugged in.

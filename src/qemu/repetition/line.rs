@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use crate::qemu::argv::{CommandLine, CommandOption, Scalar};
 use crate::qemu::present::Device;
+use crate::qemu::present::blocks::StartsWith;
 
 /// A `-device`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,6 +95,16 @@ pub(super) fn has_network(line: &CommandLine, id: &str) -> bool {
 /// Whether a backend stands on the line.
 pub(super) fn has(line: &CommandLine, name: &str, id: &str) -> bool {
     line.options.iter().any(|option| option.name == name && backend(option).as_deref() == Some(id))
+}
+
+/// Whether the `-drive` with this id starts with limits.
+pub(super) fn is_limited(line: &CommandLine, id: &str) -> StartsWith {
+    let drive =
+        line.options.iter().find(|option| option.name == "drive" && option.get("id").as_deref() == Some(id));
+    let keys = drive.and_then(CommandOption::properties).map(|properties| properties.keys());
+    let is_limit =
+        |key: &String| key.starts_with("throttling.") || key.starts_with("bps") || key.starts_with("iops");
+    if keys.is_some_and(|keys| keys.iter().any(is_limit)) { StartsWith::Limits } else { StartsWith::NoLimits }
 }
 
 /// Whether another option than the one at `place` names this id.
