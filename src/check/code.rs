@@ -98,6 +98,22 @@ codes! {
     SocketMoved = "socket-moved", "warning: a socket has another name on the destination";
     Console = "console", "warning: the terminal stays with the source";
 
+    // What the guest has that stands on no command line.
+    PluggedDevice = "plugged-device", "a plugged device that cannot be plugged in again";
+    PluggedNetwork = "plugged-network", "a plugged network that cannot be made again";
+    PluggedCharacterDevice = "plugged-chardev", "a plugged character device that cannot be made again";
+    PluggedObject = "plugged-object", "a plugged object that cannot be made again";
+    PluggedDisk = "plugged-disk", "a plugged disk that cannot be opened again";
+    Unplugged = "unplugged", "something was taken out that cannot be left out";
+    ChangedImage = "changed-image", "a disk has another top image, and which cannot be told";
+    ChangedMedium = "changed-medium", "a drive has another medium, and which cannot be told";
+    BlockJob = "block-job", "a job runs on a disk, and would end with the source";
+    NotRepeated = "not-repeated", "the destination refuses what was plugged in";
+    Export = "export", "warning: an image that the source serves";
+    VncPassword = "vnc-password", "warning: the VNC password has to be set again";
+    Forwards = "forwards", "warning: forwards of a plugged user network are lost";
+    PtyMoved = "pty-moved", "warning: a plugged terminal has another name";
+
     // Where the source lives.
     OtherNamespace = "other-namespace", "the QEMU lives in other namespaces, as in a container";
     Supervised = "supervised", "a supervisor would start the guest a second time";

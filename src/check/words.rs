@@ -5,6 +5,7 @@ use crate::host::{DirectoryError, ProcError};
 use crate::qemu::LocateError;
 use crate::qemu::dialect::LimitsError;
 use crate::qemu::dialect::probe::ProbeError;
+use crate::qemu::repetition::{Part, Unrepeatable};
 use crate::qemu::rewrite::RewriteError;
 use crate::qemu::template::TemplateError;
 use crate::qemu::twin::TwinError;
@@ -211,6 +212,24 @@ impl From<RewriteError> for Blocker {
             RewriteError::MapUnused(_) => Code::MapUnused,
         };
         Self::new(code, error.to_string(), error.hint())
+    }
+}
+
+impl From<Unrepeatable> for Blocker {
+    fn from(found: Unrepeatable) -> Self {
+        let code = match found.part {
+            Part::PluggedDevice => Code::PluggedDevice,
+            Part::PluggedNetwork => Code::PluggedNetwork,
+            Part::PluggedCharacterDevice => Code::PluggedCharacterDevice,
+            Part::PluggedObject => Code::PluggedObject,
+            Part::PluggedDisk => Code::PluggedDisk,
+            Part::SharedMemory => Code::SharedMemory,
+            Part::Unplugged => Code::Unplugged,
+            Part::ChangedImage => Code::ChangedImage,
+            Part::ChangedMedium => Code::ChangedMedium,
+            Part::BlockJob => Code::BlockJob,
+        };
+        Self::new(code, found.message, found.hint)
     }
 }
 

@@ -83,7 +83,8 @@ pub(crate) struct Arguments {
     /// Returns once the stream runs; `qmigrate watch` follows it from any shell.
     #[arg(long, conflicts_with = "json")]
     detach: bool,
-    /// Prints the destination's command line, after all checks; changes nothing.
+    /// Prints the destination's command line, after all checks, and the QMP that repeats what was plugged in since the
+    /// guest was started; changes nothing.
     #[arg(long, conflicts_with = "detach")]
     dry_run: bool,
     #[command(flatten)]
@@ -162,7 +163,8 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     Ok(session.close(&outcome).await)
 }
 
-/// Looks at everything and prints the destination's command line, so that a shell would read it back.
+/// Looks at everything and prints the destination's command line, so that a shell would read it back, and below it the
+/// lines of QMP that it is told while it waits.
 async fn dry_run(plan: &Plan) -> ExitCode {
     let source = match survey(plan).await {
         Ok(source) => source,
@@ -186,6 +188,9 @@ async fn dry_run(plan: &Plan) -> ExitCode {
     let words = without_secrets(&rewritten.line).render();
     let words = words.iter().map(|word| word.to_string_lossy());
     data!("{}", shell_words::join(words));
+    for repetition in &source.repetitions {
+        data!("{}", repetition.line());
+    }
     ExitCode::SUCCESS
 }
 

@@ -234,7 +234,7 @@ struct Prepared {
     agreement: Agreement,
 }
 
-/// Holds the destination against the source, and makes it listen. With consent differences are told, and stop nothing.
+/// Gives the destination what was plugged into the source, holds it against that, and makes it listen. With consent differences are told, and stop nothing.
 async fn prepare_destination(
     plan: &Plan,
     source: &Source,
@@ -244,6 +244,10 @@ async fn prepare_destination(
     // A destination of the user's has been told to `stop`: without `cont` it would not run a guest that comes.
     let blamed = |blockers: Vec<Blocker>| blockers.into_iter().map(|blocker| held.blame(blocker)).collect();
     let refused = |blockers| Unready { originals: None, blockers: blamed(blockers) };
+    if held.started_by == StartedBy::Engine {
+        let repeated = step::repeat::repeat(&held.client, &source.repetitions).await;
+        repeated.map_err(|blocker| refused(vec![blocker]))?;
+    }
     let differences = step::compare::compare(&source.client, &held.client).await;
     let differences = differences.map_err(|error| refused(vec![error.into()]))?;
     if plan.risks == Risks::Refuse && !differences.is_empty() {

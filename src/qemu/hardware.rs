@@ -29,7 +29,7 @@ mod blocks;
 /// Which features of a processor one side has and the other lacks.
 mod features;
 /// The tree of devices, from `info qtree`.
-mod tree;
+pub(super) mod tree;
 
 pub use blocks::{Block, Blocks};
 pub use features::FeatureWord;
@@ -214,14 +214,14 @@ fn kinds(children: &Value) -> Vec<String> {
 }
 
 /// What the monitor for people says.
-async fn people(client: &Client, command: &str) -> Result<String, CallError> {
+pub(super) async fn people(client: &Client, command: &str) -> Result<String, CallError> {
     let command = words::human_monitor_command { command_line: command.to_owned(), cpu_index: None };
     let text = client.call(&command, ANSWER_WITHIN).await?;
     Ok(text.as_str().unwrap_or_default().replace('\r', ""))
 }
 
 /// An answer; `None` where QEMU has none to this question.
-fn told<T>(answer: Result<T, CallError>) -> Result<Option<T>, CallError> {
+pub(super) fn told<T>(answer: Result<T, CallError>) -> Result<Option<T>, CallError> {
     match answer {
         Ok(value) => Ok(Some(value)),
         Err(CallError::Refused { .. }) => Ok(None),

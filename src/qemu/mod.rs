@@ -20,6 +20,10 @@ pub mod hardware;
 pub mod inventory;
 /// Finds the QEMU that the user means.
 pub mod locate;
+/// What the guest really has now, whatever stands on its command line.
+pub mod present;
+/// What has to be done to a destination so that it has what the guest has now.
+pub mod repetition;
 /// The destination's command line, made from the source's.
 pub mod rewrite;
 /// The command line of a guest as a file that a person reads.

@@ -26,6 +26,9 @@ const SILENCE: Duration = Duration::from_secs(15);
 /// Enough for a working set of 96 MiB.
 const MEMORY_BYTES: u64 = 192 << 20;
 
+/// Empty disks in the directory of a guest.
+const DISKS: [&str; 3] = ["disk", "other-disk", "iso"];
+
 /// What there is to see of a guest that has lost writes.
 #[derive(Debug)]
 pub(crate) enum Loss {
@@ -46,6 +49,16 @@ pub(crate) struct LinuxGuest {
 impl LinuxGuest {
     /// A guest under TCG that rewrites so many mebibytes, at so many per second. `None` where there is no kernel.
     pub(crate) fn start(test: &str, qemu: &Path, mebibytes: u32, mebibytes_per_second: u32) -> Option<Self> {
+        Self::start_with(test, qemu, (mebibytes, mebibytes_per_second), &[])
+    }
+
+    /// The same with more options; `DIR` in them is the guest's directory.
+    pub(crate) fn start_with(
+        test: &str,
+        qemu: &Path,
+        (mebibytes, mebibytes_per_second): (u32, u32),
+        options: &[&str],
+    ) -> Option<Self> {
         let [kernel, initrd] = parts(test)?;
         let place = Place::new();
         let serial = SerialLine::listen(&place.at("serial"));
@@ -62,6 +75,11 @@ impl LinuxGuest {
         words.extend(["-chardev", &chardev, "-serial", "chardev:serial"].map(OsString::from));
         let qmp = format!("unix:{},server=on,wait=off", place.at("qmp").display());
         words.extend(["-qmp", &qmp].map(OsString::from));
+        let directory = place.path().to_str().unwrap();
+        words.extend(options.iter().map(|word| OsString::from(word.replace("DIR", directory))));
+        for name in DISKS {
+            std::fs::File::create(place.at(name)).unwrap().set_len(1 << 20).unwrap();
+        }
         let process = Process::start(qemu, &words, place.at("source.log"));
         let guest = Self { process, serial, place };
         let began = guest.serial.wait(SOON, |heard| heard.beats.first().map(drop));
@@ -72,6 +90,11 @@ impl LinuxGuest {
     /// Its QMP socket, wherever it runs.
     pub(crate) fn monitor(&self) -> PathBuf {
         self.place.at("qmp")
+    }
+
+    /// A file in its directory.
+    pub(crate) fn at(&self, name: &str) -> PathBuf {
+        self.place.at(name)
     }
 
     /// The QEMU that it was started in.

@@ -70,6 +70,8 @@ mod handover;
 mod hung;
 /// Templates: malformed ones, guests started from them, and the same one back after every move.
 mod template;
+/// Guests that were changed since they were started: what was plugged in is repeated, or named as what cannot be.
+mod hotplug;
 /// What a killed engine leaves is brought to its end by `recover`.
 mod recover;
 /// A migration that is held on its way, and what must be true after it.

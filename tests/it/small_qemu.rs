@@ -59,14 +59,18 @@ impl Monitor {
     }
 
     pub(crate) fn execute(&mut self, command: &str, arguments: &Value) -> Value {
+        self.attempt(command, arguments).unwrap_or_else(|error| panic!("{command}: {error}"))
+    }
+
+    /// What QEMU answers, or what it says against it.
+    pub(crate) fn attempt(&mut self, command: &str, arguments: &Value) -> Result<Value, Value> {
         // In one write: QEMU begins with a command at its last brace, and may have quit before the end of the line.
         let line = format!("{}\n", json!({ "execute": command, "arguments": arguments }));
         self.0.get_mut().write_all(line.as_bytes()).unwrap();
         loop {
             let mut reply = self.line();
             if reply.get("event").is_none() {
-                assert!(reply.get("error").is_none(), "{command}: {reply}");
-                return reply["return"].take();
+                return if reply.get("error").is_none() { Ok(reply["return"].take()) } else { Err(reply) };
             }
         }
     }

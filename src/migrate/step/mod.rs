@@ -5,6 +5,8 @@
 pub mod survey;
 /// Starts the destination, or takes the one that the user started.
 pub mod destination;
+/// Gives a destination that waits what was plugged into its source since that was started.
+pub mod repeat;
 /// Holds a destination that waits against its source.
 pub mod compare;
 /// What the source has from this host, and its destination is to have too.

@@ -5,26 +5,27 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use nix::unistd::geteuid;
 use qapi_qmp as words;
 use serde_json::Value;
 
+/// How the twin is to be started.
+mod start;
+
+use self::start::{Start, start};
 use super::destination::{self, Waiting};
 use super::standing::Wanted;
-use super::{prepare, standing, tap};
+use super::tap;
 use crate::check::{
-    self, Blocker, Code, Findings, Intent, Memory, Program, Short, SourceEnds, free_huge_pages,
-    host_programs, huge_pages, huge_pages_of, incoming_port, kvm, memory, older_qemu, ports,
+    self, Blocker, Code, Findings, Intent, Memory, Program, Short, SourceEnds, free_huge_pages, huge_pages,
+    huge_pages_of, incoming_port, kvm, memory, older_qemu, ports,
 };
-use crate::host::{
-    ProcError, ProcessHandle, ProcessIdentity, ProcessView, open_files, runtime_directory, state_directory,
-};
+use crate::host::{ProcessHandle, ProcessIdentity, ProcessView, runtime_directory, state_directory};
 use crate::migrate::journal;
-use crate::migrate::plan::{Destination, HostPrograms, Incoming, MadeFrom, Mode, Plan, Risks, SourceAfter};
+use crate::migrate::plan::{Destination, Incoming, MadeFrom, Mode, Plan, Risks, SourceAfter};
 use crate::migrate::side::{Contact, Side};
 use crate::qemu::argv::CommandLine;
-use crate::qemu::rewrite::{RewriteError, Rewritten, Setting, Shared, TapChange, ThisHost, rewrite};
-use crate::qemu::template::{Origin, Placeholder, TemplateFile, Values, derive};
+use crate::qemu::repetition::Repetition;
+use crate::qemu::rewrite::Rewritten;
 use crate::qemu::{ANSWER_WITHIN, Inventory, Located, locate};
 use crate::qmp::{Address, CallError, Client, Deadlines, Events, Leg};
 use crate::record::{LimitsBy, Party, Warning};
@@ -53,6 +54,8 @@ pub struct Source {
     pub taps: Vec<tap::Planned>,
     /// The twin's command line and what has to be done around it; nothing where the user has started the twin.
     pub rewritten: Option<Rewritten>,
+    /// What is to be done to that twin before it is like its source.
+    pub repetitions: Vec<Repetition>,
     /// A hold on its process.
     pub process: ProcessHandle,
     /// The destination, where the user has started it.
@@ -193,20 +196,10 @@ struct Seen {
     waiting: Option<Box<Waiting>>,
 }
 
-/// How a twin is to be started.
-#[derive(Debug)]
-struct Start {
-    view: ProcessView,
-    standing: Option<Wanted>,
-    taps: Vec<tap::Planned>,
-    /// Nothing where the user has started it.
-    rewritten: Option<Rewritten>,
-}
-
 impl Seen {
     fn into_source(self) -> Option<Source> {
         let ((address, client, events), (process, start)) = (self.monitor?, self.process?);
-        let Start { view, standing, taps, rewritten } = start;
+        let Start { view, standing, taps, rewritten, repetitions } = start;
         let (inventory, limits_by) = (self.inventory?, self.limits_by?);
         let (waiting, warnings) = (self.waiting, Vec::new());
         Some(Source {
@@ -219,6 +212,7 @@ impl Seen {
             standing,
             taps,
             rewritten,
+            repetitions,
             process,
             waiting,
             warnings,
@@ -252,7 +246,9 @@ async fn see(plan: &Plan, located: Located, findings: &mut Findings) -> Seen {
         Err(error) => findings.block(error),
     }
     match process {
-        Some(process) => seen.process = see_process(plan, &address, &source, &held, process, findings).await,
+        Some(process) => {
+            seen.process = see_process(plan, (&address, &client), &source, &held, process, findings).await;
+        }
         None => findings.block(Blocker::new(
             Code::NoProcess,
             format!("the process behind {address} cannot be told from its address"),
@@ -267,7 +263,7 @@ async fn see(plan: &Plan, located: Located, findings: &mut Findings) -> Seen {
 /// Looks at the source's process, at what it holds of its host, and at what its twin would need.
 async fn see_process(
     plan: &Plan,
-    address: &Address,
+    (address, client): (&Address, &Client),
     source: &Inventory,
     held: &Holdings,
     (view, line): (ProcessView, CommandLine),
@@ -278,7 +274,7 @@ async fn see_process(
     findings.add(check::process(pid, ends(plan)).await);
     findings.add(check::images(&view, &held.nodes, &held.block, &held.devices));
     has_room(plan, source, held, &view, findings);
-    let start = match start(plan, address, source, view, line) {
+    let start = match start(plan, (address, client), source, view, line).await {
         Ok(start) => start,
         Err(blockers) => {
             findings.blockers.extend(blockers);
@@ -370,138 +366,10 @@ fn has_room(plan: &Plan, source: &Inventory, held: &Holdings, view: &ProcessView
     }
 }
 
-/// How the twin is started, and with which command line.
-fn start(
-    plan: &Plan,
-    address: &Address,
-    source: &Inventory,
-    view: ProcessView,
-    line: CommandLine,
-) -> Result<Start, Vec<Blocker>> {
-    let (mut view, line) = match &plan.destination {
-        Destination::Start { made_from: MadeFrom::Template(file, typed), .. } => {
-            as_template_says(file, typed, address, view, &line).map_err(|blocker| vec![blocker])?
-        }
-        _ => (view, line),
-    };
-    let (standing, mut found) = standing(plan, &view, &line).map_err(|error| vec![error.into()])?;
-    let (taps, changes) = taps(plan, &view, &line, &mut found);
-    let mut host = ThisHost { open_files: open_files(view.pid) };
-    // Its monitor is open too, by a name that is not to be seen in /proc.
-    host.open_files.extend(address.path().and_then(|path| std::path::absolute(path).ok()));
-    let rewritten = rewritten(plan, source, &view, &line, (&host, &changes)).unwrap_or_else(|more| {
-        // Why there is no other tap has been said.
-        let is_said = found.iter().any(|said| said.code == Code::Tap);
-        found.extend(more.into_iter().filter(|blocker| !(is_said && blocker.code == Code::Tap)));
-        None
-    });
-    let starts = matches!(plan.destination, Destination::Start { .. });
-    if starts && plan.host_programs == HostPrograms::Refuse && geteuid().is_root() {
-        found.extend(host_programs(rewritten.as_ref().map_or(&line, |rewritten| &rewritten.line)));
-    }
-    if !found.is_empty() {
-        return Err(found);
-    }
-    if let Some(rewritten) = &rewritten {
-        view.working_directory.clone_from(&rewritten.working_directory);
-    }
-    Ok(Start { view, standing, taps, rewritten })
-}
-
-/// What the twin that the engine is to start is to have from this host, and what stands in the way of that.
-fn standing(
-    plan: &Plan,
-    view: &ProcessView,
-    line: &CommandLine,
-) -> Result<(Option<Wanted>, Vec<Blocker>), ProcError> {
-    let Destination::Start { .. } = &plan.destination else { return Ok((None, Vec::new())) };
-    let wanted = standing::wanted(view.pid, plan.cgroups_of())?;
-    let blockers = standing::blockers(view.pid, &view.credentials, line, &wanted)?;
-    Ok((Some(wanted), blockers))
-}
-
-/// The taps of its own that the twin is to have.
-fn taps(
-    plan: &Plan,
-    view: &ProcessView,
-    line: &CommandLine,
-    found: &mut Vec<Blocker>,
-) -> (Vec<tap::Planned>, Vec<TapChange>) {
-    let Destination::Start { .. } = &plan.destination else { return (Vec::new(), Vec::new()) };
-    let (planned, changes, blockers) = tap::plan(&plan.id, &plan.maps, view, line);
-    found.extend(blockers);
-    (planned, changes)
-}
-
-/// The command line of the twin that the engine is to start.
-fn rewritten(
-    plan: &Plan,
-    source: &Inventory,
-    view: &ProcessView,
-    line: &CommandLine,
-    (host, taps): (&ThisHost, &[TapChange]),
-) -> Result<Option<Rewritten>, Vec<Blocker>> {
-    let Destination::Start { qemu, incoming, .. } = &plan.destination else { return Ok(None) };
-    let (incoming, globals) = match incoming {
-        Incoming::Defer => ("defer", Vec::new()),
-        Incoming::Literal(uri) => (uri.as_str(), prepare::globals_for_literal_incoming(&source.dialect)),
-    };
-    let setting = Setting {
-        id: &plan.id,
-        shared: Shared::SIDE_BY_SIDE,
-        surroundings: host,
-        maps: &plan.maps,
-        working_directory: &view.working_directory,
-        runtime_directory: &plan.directory,
-        machine: source.machine.as_deref(),
-        incoming,
-        qemu: qemu.as_deref(),
-        globals: &globals,
-        taps,
-    };
-    let blockers = |errors: Vec<RewriteError>| errors.into_iter().map(Blocker::from).collect();
-    rewrite(line, &setting).map(Some).map_err(blockers)
-}
-
 /// Whether no migration of this guest is open, by the journals of this user.
 fn is_free(pid: i32) -> Result<(), Blocker> {
     let process = ProcessIdentity::of(pid)?;
     Ok(journal::is_free(&state_directory()?, &process)?)
-}
-
-/// The twin's start by a template, with the values that were typed, or else those that the source shows.
-fn as_template_says(
-    file: &TemplateFile,
-    typed: &Values,
-    address: &Address,
-    mut view: ProcessView,
-    line: &CommandLine,
-) -> Result<(ProcessView, CommandLine), Blocker> {
-    let runtime = runtime_directory()?;
-    let derived = derive(Origin { view: &view, line, machine: None, runtime: &runtime });
-    let mut reached = Values::default();
-    if let Some(path) = address.path().and_then(|path| path.to_str()) {
-        reached.set(Placeholder::Qmp, path);
-    }
-    let with = |shown: &Values| file.fill(&typed.or(shown).or(&reached));
-    let mut filled = with(&derived.values)?;
-    if derived.directory_is_known && filled.working_directory != view.working_directory {
-        // The names of the guest count from where they always did.
-        filled = with(&derived.values.from_directory(&view.working_directory))?;
-    }
-    if !filled.working_directory.is_dir() {
-        return Err(Blocker::new(
-            Code::NoDirectory,
-            format!("the directory {} is not there", filled.working_directory.display()),
-            "it is the template's; --set dir=DIRECTORY names another, where the template says {dir}",
-        ));
-    }
-    view.working_directory = filled.working_directory;
-    for (name, value) in filled.environment {
-        view.environment.retain(|(other, _)| *other != *name);
-        view.environment.push((name.into(), value.into()));
-    }
-    Ok((view, filled.line))
 }
 
 fn ends(plan: &Plan) -> SourceEnds<'_> {

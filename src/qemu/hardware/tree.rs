@@ -104,6 +104,32 @@ impl Device {
         above.chain([self.kind.as_str()]).any(|kind| kinds.contains(kind))
     }
 
+    /// Whether it is of this kind.
+    pub(in crate::qemu) fn is_kind(&self, kind: &str) -> bool {
+        self.kind == kind
+    }
+
+    /// Whether this is its id; an empty one where it has none.
+    pub(in crate::qemu) fn has_id(&self, id: &str) -> bool {
+        self.id == id
+    }
+
+    /// The name of its bus.
+    pub(in crate::qemu) fn bus_name(&self) -> &str {
+        &self.bus
+    }
+
+    /// The port of USB that it has.
+    pub(in crate::qemu) fn port(&self) -> Option<&str> {
+        self.properties.get("port").map(String::as_str)
+    }
+
+    /// A property that is a text, if there is any in it.
+    pub(in crate::qemu) fn text(&self, name: &str) -> Option<&str> {
+        let text = self.properties.get(name)?.strip_prefix('"')?.strip_suffix('"')?;
+        (!text.is_empty()).then_some(text)
+    }
+
     /// How people call it.
     fn name(&self) -> String {
         let address = self.address();
@@ -125,7 +151,7 @@ enum Branch {
 }
 
 /// Reads the answer; lines of another form are left out.
-pub(super) fn parse(text: &str) -> Vec<Device> {
+pub(in crate::qemu) fn parse(text: &str) -> Vec<Device> {
     let mut devices: Vec<Device> = Vec::new();
     let mut above: Vec<Above> = Vec::new();
     for line in text.lines() {

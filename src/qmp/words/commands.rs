@@ -69,6 +69,17 @@ impl Command for MigrateSetParameters {
     const ALLOW_OOB: bool = false;
 }
 
+/// `x-debug-query-block-graph`: which block node stands on which. An `x-` since 4.0, and the same from 5.2 to 11.1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct QueryBlockGraph {}
+
+impl Command for QueryBlockGraph {
+    type Ok = Value;
+
+    const NAME: &'static str = "x-debug-query-block-graph";
+    const ALLOW_OOB: bool = false;
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
