@@ -27,7 +27,8 @@ impl Link {
         self
     }
 
-    /// It takes so many bytes before its rate is felt.
+    /// It takes so many bytes before its rate is felt. A blackout is longer by the time that they take to arrive, of which
+    /// QEMU's `downtime-limit` knows nothing.
     #[must_use]
     pub fn with_room_for(mut self, bytes: u64) -> Self {
         self.room_bytes = as_f64(bytes);

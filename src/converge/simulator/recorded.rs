@@ -277,11 +277,11 @@ fn a_migration_goes_as_the_recorded_one_went() {
         apart.compare(
             &format!("{name}, total, ms"),
             (recorded.resumed_at_ms, outcome.total_ms),
-            0.1,
+            0.05,
             window_ms,
         );
         let sent = (mib(recorded.transferred_bytes), mib(outcome.transferred_bytes));
-        apart.compare(&format!("{name}, sent, MiB"), sent, 0.1, 0.0);
+        apart.compare(&format!("{name}, sent, MiB"), sent, 0.05, 0.0);
         apart.compare(
             &format!("{name}, passes"),
             (as_f64(recorded.passes), as_f64(outcome.passes)),

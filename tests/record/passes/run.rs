@@ -84,26 +84,7 @@ async fn attempt_one(qemu: &Path, course: &Course) -> Result<(f64, Value)> {
     let source = subject.connect().await?;
     let (pace, quiet_before) = pace(&subject, &source).await?;
 
-    let mut machine = subject.machine.clone();
-    machine.qmp = directory.path().join("qmp-2");
-    machine.second_qmp = None;
-    let log = std::fs::File::create(directory.path().join("destination.log"))?;
-    let mut twin = tokio::process::Command::new(qemu)
-        .args(machine.arguments())
-        .args(["-S", "-incoming", "defer"])
-        .stdin(std::process::Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        .kill_on_drop(true)
-        .spawn()?;
-    let address = Address::unix(&machine.qmp)?;
-    let destination = loop {
-        match Client::connect(&address, Leg::Destination, Deadlines::default()).await {
-            Ok(client) => break client,
-            Err(error) if twin.try_wait()?.is_some() => return Err(error.into()),
-            Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
-        }
-    };
+    let (mut twin, destination) = start_twin(qemu, &subject, directory.path()).await?;
     let uri = prepare(&source, &destination, directory.path(), course).await?;
     // A tick is a millisecond, and what follows takes less than one.
     let (ticks, at) = (subject.state(&source).await?, Instant::now());
@@ -119,6 +100,34 @@ async fn attempt_one(qemu: &Path, course: &Course) -> Result<(f64, Value)> {
     let _ = destination.call(&words::quit {}, ANSWER).await;
     twin.wait().await?;
     Ok((quiet, recorded))
+}
+
+/// Starts the destination.
+async fn start_twin(
+    qemu: &Path,
+    subject: &Subject,
+    directory: &Path,
+) -> Result<(tokio::process::Child, Client)> {
+    let mut machine = subject.machine.clone();
+    machine.qmp = directory.join("qmp-2");
+    machine.second_qmp = None;
+    let log = std::fs::File::create(directory.join("destination.log"))?;
+    let mut twin = tokio::process::Command::new(qemu)
+        .args(machine.arguments())
+        .args(["-S", "-incoming", "defer"])
+        .stdin(std::process::Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .kill_on_drop(true)
+        .spawn()?;
+    let address = Address::unix(&machine.qmp)?;
+    loop {
+        match Client::connect(&address, Leg::Destination, Deadlines::default()).await {
+            Ok(client) => return Ok((twin, client)),
+            Err(error) if twin.try_wait()?.is_some() => return Err(error.into()),
+            Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    }
 }
 
 fn workload(course: &Course) -> Result<Workload> {
