@@ -183,7 +183,11 @@ impl Recorded {
                 simulator.command(command);
             }
             match simulator.step() {
-                Event::Sample(sample) => samples.push(sample),
+                Event::Sample(sample) => {
+                    let latest_ms = 2.0 * self.outcome.resumed_at_ms;
+                    assert!(sample.at_ms < latest_ms, "it should have ended: {sample:?}");
+                    samples.push(sample);
+                }
                 Event::Ended(outcome) => return (samples, outcome),
             }
         }

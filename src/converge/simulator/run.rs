@@ -4,6 +4,9 @@ use super::{Command, Event, Outcome, Simulator};
 use crate::converge::{Controller, Verdict};
 use crate::record::Choice;
 
+/// A controller that has come to no end by then never will: the migration is cancelled.
+const LONGEST_MS: f64 = 3_600_000.0;
+
 /// What became of a controller's migration.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Run {
@@ -22,6 +25,9 @@ pub fn run(mut simulator: Simulator, controller: &mut Controller) -> Run {
             Event::Ended(outcome) => return Run { outcome, verdicts },
             Event::Sample(sample) => sample,
         };
+        if sample.at_ms > LONGEST_MS {
+            simulator.command(Command::Cancel);
+        }
         sample.stream_bytes_per_second = controller.stream_bytes_per_second();
         let Some(verdict) = controller.observe(&sample, sample.at_ms) else { continue };
         match verdict.choice {
