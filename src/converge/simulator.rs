@@ -50,12 +50,12 @@
 //! | when the throttle moves | 10 % or 100 ms | 0.2 % |
 //!
 //! Needed for that were the windows (a pass that ends in this window or in the next is off by one), pages in the
-//! sender's order, pages of zeroes, the room in the link (21 to 26 ms of each blackout over TCP), the one tick that a
+//! sender's order, pages of zeroes, the room in the link (21 to 33 ms of each blackout over TCP), the one tick that a
 //! throttled guest works off when it wakes (at 90 % it writes a tenth more than the throttle leaves it), and the share
 //! of its ticks that a guest under TCG sees on a busy host, which each recording tells. Not needed was a slower guest
 //! while its writes are tracked: a page's first write after a look costs too little to be seen in windows of 100 ms.
 //!
-//! What does not match: a copy that no link bounds runs at 0.8 to 1.9 GB/s, as the host happens to have time, and is
+//! What does not match: a copy that no link bounds runs at 1.6 to 4.6 GB/s in these, as the host happens to have time, and is
 //! 1.5 GB/s here. And the last windows of a guest that converges are luck, with QEMU as here: it switches when
 //! a look happens to find little, and may do so some windows sooner or later.
 //!

@@ -297,7 +297,7 @@ fn a_migration_goes_as_the_recorded_one_went() {
 }
 
 /// A blackout by what was copied in it. Which state QEMU takes is luck within the limit; and a copy that no link bounds
-/// is as fast as the host happens to copy memory (0.8 to 1.9 GB/s here), so that only small ones are held against it.
+/// is as fast as the host happens to copy memory (1.6 to 4.6 GB/s here), so that only small ones are held against it.
 #[test]
 fn a_blackout_costs_what_the_recorded_one_cost() {
     let mut apart = Apart::default();
