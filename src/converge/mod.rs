@@ -14,6 +14,8 @@ mod curve;
 mod forecast;
 /// The limit that starts low and rises only within the budget.
 mod controller;
+/// QEMU's migration loop without QEMU: passes, blackout and cost of a migration in a few milliseconds.
+pub mod simulator;
 
 /// The passes of one migration as windows in which the guest dirtied memory.
 mod passes;
