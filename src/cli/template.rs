@@ -10,7 +10,7 @@ use anyhow::Context;
 use clap::Args;
 use qmigrate::check::{Blocker, Code};
 use qmigrate::host::runtime_directory;
-use qmigrate::migrate::step::survey::GREETING_WITHIN;
+use qmigrate::migrate::step::waiting::GREETING_WITHIN;
 use qmigrate::qemu::template::{Derived, Origin, Placeholder, TemplateError, TemplateFile, Values, derive};
 use qmigrate::qemu::{Inventory, QemuName, locate};
 use qmigrate::qmp::wire::printable;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::geteuid;
 
-use super::launch::{Credentials, as_user};
+use super::user::{Credentials, as_user};
 
 /// A directory cannot be had.
 #[derive(Debug, thiserror::Error)]

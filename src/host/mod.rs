@@ -20,12 +20,15 @@ mod standing;
 mod supervisor;
 /// Taps: which ones a process holds, what one is, and another one beside it.
 mod tap;
+/// Whom a process runs as.
+mod user;
 
 pub use directory::{DirectoryError, PrivateDirectory, runtime_directory, state_directory};
-pub use launch::{Credentials, Launch, Life, Output, as_user, end, launch};
+pub use launch::{Launch, Life, Output, end, launch};
 pub use proc::{ProcError, ProcessView, command_line, executable, open_files, processes};
 pub use process::{ProcessHandle, ProcessIdentity, executable_name};
 pub use socket::{listening_process, unix_socket_clients};
 pub use standing::{Cgroup, Limit, MemoryRoom, Standing, ThreadStanding, lockable_memory, resident_bytes};
 pub use supervisor::{Supervisor, Unit, UnitError, UnitName, UnitNameError, supervisor};
 pub use tap::{Tap, TapError, held_taps, may_make_taps, remove_tap, shares_network};
+pub use user::{Credentials, as_user};

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use nix::unistd::{Gid, Uid};
 
-use super::launch::Credentials;
+use super::user::Credentials;
 
 /// Something of a process could not be read.
 #[derive(Debug, thiserror::Error)]

@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::launch::Credentials;
+use super::user::Credentials;
 
 const INTERFACES: &str = "/sys/class/net";
 /// `IFF_MULTI_QUEUE` and `IFF_VNET_HDR` of `linux/if_tun.h`.

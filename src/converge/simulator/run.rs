@@ -35,8 +35,8 @@ pub fn run(mut simulator: Simulator, controller: &mut Controller) -> Run {
                 simulator.command(Command::DowntimeLimit { ms: downtime_limit_ms });
             }
             Choice::Infeasible { .. } | Choice::OutOfTime => simulator.command(Command::Cancel),
-            // A person's choices; no controller makes them.
-            Choice::Pause | Choice::Budget => {}
+            // A person's choices but for the first, which changes nothing.
+            Choice::Wait | Choice::Pause | Choice::Budget => {}
         }
         verdicts.push((sample.at_ms, verdict));
     }

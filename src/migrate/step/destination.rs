@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use qapi_qmp as words;
 
-use super::survey::{GREETING_WITHIN, Source};
+use super::survey::Source;
 use super::tap::NewTap;
+use super::waiting::Waiting;
 use super::{standing, tap};
 use crate::check::{Blocker, Code};
 use crate::host::{PrivateDirectory, ProcessHandle, ProcessView};
@@ -13,9 +14,8 @@ use crate::migrate::journal::{self, Journal, Running, Step};
 use crate::migrate::plan::{Plan, StartedBy};
 use crate::qemu::dialect::Wish;
 use crate::qemu::rewrite::Rename;
-use crate::qemu::{ANSWER_WITHIN, Inventory, QemuName, locate, twin};
-use crate::qmp::words::{MigrationStatus, RunState};
-use crate::qmp::{Address, Client, Deadlines, Events, Leg};
+use crate::qemu::{ANSWER_WITHIN, Inventory, twin};
+use crate::qmp::{Address, Client, Events};
 use crate::record::{LimitsBy, Moved, Warning};
 
 /// Where the destination's own output goes, in the migration's directory.
@@ -130,45 +130,6 @@ pub async fn get(
             Err(blocker)
         }
     }
-}
-
-/// A destination that the user started, found waiting and not touched yet.
-#[derive(Debug)]
-pub struct Waiting {
-    address: Address,
-    client: Client,
-    /// What it is.
-    pub inventory: Inventory,
-    view: ProcessView,
-}
-
-/// Finds a destination that the user started; changes nothing.
-pub async fn find(name: &QemuName) -> Result<Waiting, Blocker> {
-    let located = locate(name, Leg::Destination, Deadlines { connect: GREETING_WITHIN }).await?;
-    let client = located.client;
-    let inventory = Inventory::take(&client).await?;
-    let waits = inventory.state == RunState::InMigrate;
-    let is_fresh = matches!(inventory.migration_status(), MigrationStatus::None | MigrationStatus::Setup);
-    if !waits || !is_fresh {
-        return Err(Blocker::new(
-            Code::NotWaiting,
-            format!(
-                "the QEMU at {} does not wait for a guest (state '{}', migration '{}')",
-                located.address,
-                inventory.state,
-                inventory.migration_status()
-            ),
-            "start it with the source's command line and -incoming defer",
-        ));
-    }
-    let Some((view, _)) = located.process else {
-        return Err(Blocker::new(
-            Code::NoProcess,
-            format!("the process behind {} cannot be told from its address", located.address),
-            "name the process: --destination-qmp pid:PID",
-        ));
-    };
-    Ok(Waiting { address: located.address, client, inventory, view })
 }
 
 /// Takes a destination that the user started, and holds it: `stop` while it waits equals `-S`.

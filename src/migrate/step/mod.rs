@@ -3,6 +3,8 @@
 
 /// Looks at the source, and at all that stands in the way.
 pub mod survey;
+/// A destination that the user has started, as it is found.
+pub mod waiting;
 /// Starts the destination, or takes the one that the user started.
 pub mod destination;
 /// Gives a destination that waits what was plugged into its source since that was started.

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use qapi_qmp as words;
 use serde_json::Value;
@@ -12,9 +11,9 @@ use serde_json::Value;
 mod start;
 
 use self::start::{Start, start};
-use super::destination::{self, Waiting};
 use super::standing::Wanted;
 use super::tap;
+use super::waiting::{self, GREETING_WITHIN, Waiting};
 use crate::check::{
     self, Blocker, Code, Findings, Intent, Memory, Program, Short, SourceEnds, free_huge_pages, huge_pages,
     huge_pages_of, incoming_port, kvm, memory, older_qemu, ports,
@@ -29,9 +28,6 @@ use crate::qemu::rewrite::Rewritten;
 use crate::qemu::{ANSWER_WITHIN, Inventory, Located, locate};
 use crate::qmp::{Address, CallError, Client, Deadlines, Events, Leg};
 use crate::record::{LimitsBy, Party, Warning};
-
-/// A monitor that is free greets at once; people wait this long for one that is not.
-pub const GREETING_WITHIN: Duration = Duration::from_secs(3);
 
 /// The source, known and spoken to.
 #[derive(Debug)]
@@ -165,7 +161,7 @@ pub async fn look(plan: &Plan) -> Survey {
 /// A destination of the user's.
 async fn find_waiting(plan: &Plan) -> Option<Result<Waiting, Blocker>> {
     let Destination::Started(name) = &plan.destination else { return None };
-    Some(destination::find(name).await)
+    Some(waiting::find(name).await)
 }
 
 /// Another file than the source runs, asked without a machine.
