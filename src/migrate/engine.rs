@@ -234,7 +234,8 @@ struct Prepared {
     agreement: Agreement,
 }
 
-/// Gives the destination what was plugged into the source, holds it against that, and makes it listen. With consent differences are told, and stop nothing.
+/// Gives the destination what was plugged into the source, holds it against that, and makes it listen. With consent
+/// differences are told, and stop nothing.
 async fn prepare_destination(
     plan: &Plan,
     source: &Source,

@@ -1,12 +1,13 @@
 //! One QEMU: its command line, what it is, what it can do, and starting its twin.
 //!
 //! ```text
-//!   SOURCE ──locate──► Located ──Inventory::take──► Inventory
-//!                         │ CommandLine                │ machine type, Dialect ...
-//!          ┌─── derive ◄──┴────────► rewrite ◄─────────┘
-//!          ▼                          ▲   │ Rewritten
-//!   template FILE ──fill──► Filled ───┘   ▼
-//!                              │     twin::start ──► a destination that waits, held by -S
+//!   SOURCE ──locate──► Located ──Inventory::take──► Inventory      present::ask ──► Present
+//!                         │ CommandLine                │ machine type, Dialect        │ what was changed since
+//!          ┌─── derive ◄──┴────────────► repetition ◄──┼──────────────────────────────┘
+//!          ▼                              ▲  │  │ the line, edited
+//!   template FILE ──fill──► Filled ───────┘  │  └──► rewrite ──► Rewritten
+//!                              │             │ commands             ▼
+//!                              │             └───────────────► twin::start ──► a destination that waits, held by -S
 //!                              └───► template::start ──► a guest
 //! ```
 
