@@ -81,7 +81,8 @@ impl Judge<'_> {
         };
         self.never_two();
         let told = end;
-        let Some(end) = self.settled(told).await else { return (Some(told), self.deviations) };
+        let is_open = ended.result()["open"] == true || self.cell.fault == Fault::StateReadOnly;
+        let Some(end) = self.settled(told, is_open).await else { return (Some(told), self.deviations) };
         self.nothing_left(end);
         if matches!(end, End::Refused | End::Back | End::BackPaused) {
             self.as_before(before).await;
@@ -109,8 +110,7 @@ impl Judge<'_> {
     }
 
     /// What is left open `recover` settles, now that the fault is over.
-    async fn settled(&mut self, told: End) -> Option<End> {
-        let is_open = matches!(told, End::Undecided(_)) || self.cell.fault == Fault::StateReadOnly;
+    async fn settled(&mut self, told: End, is_open: bool) -> Option<End> {
         if !is_open {
             return Some(told);
         }
@@ -130,7 +130,7 @@ impl Judge<'_> {
                 return None;
             }
         };
-        let is_same = matches!(told, End::Undecided(_) | End::Refused) || told == end;
+        let is_same = matches!(told, End::Undecided(_) | End::Refused | End::Remainder) || told == end;
         self.hold(is_same, || format!("{told} was told, and recovered is {end}: {recovered:?}"));
         let end = self.truth(&[end]).await;
         self.never_two();
