@@ -38,6 +38,15 @@ pub fn images(view: &ProcessView, nodes: &Value, block: &Value, devices: &[(Stri
                 format!("the image {} cannot be opened by a second QEMU: {why}", image.path.display()),
                 "put it back where it was, or let the guest have it by a name that leads there",
             ));
+        } else if is_another(view.pid, &image.path) {
+            findings.block(Blocker::new(
+                Code::ImageGone,
+                format!(
+                    "in the place of the image {} there is another file now than the guest has",
+                    image.path.display()
+                ),
+                "put the guest's back where it was, or let the guest have it by a name that leads there",
+            ));
         } else if !image.is_read_only && !is_locked(view.pid, &image.path) {
             findings.warn(Blocker::new(
                 Code::NoImageLock,
@@ -92,6 +101,14 @@ fn place_of(pid: i32, working_directory: &Path, file: &str) -> PathBuf {
 
 fn can_be_opened(image: &Image, user: &Credentials) -> Result<(), std::io::Error> {
     as_user(user, || File::options().read(true).write(!image.is_read_only).open(&image.path)).map(drop)
+}
+
+/// Whether the source, whose open files can be seen, has none of this identity open.
+fn is_another(pid: i32, path: &Path) -> bool {
+    let Ok(meant) = path.metadata() else { return false };
+    let Ok(entries) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
+    let open: Vec<_> = entries.flatten().filter_map(|entry| entry.path().metadata().ok()).collect();
+    !open.is_empty() && open.iter().all(|file| (file.dev(), file.ino()) != (meant.dev(), meant.ino()))
 }
 
 /// Whether the source holds a lock on a file: of all its descriptors for it, one with an OFD lock, as

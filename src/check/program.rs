@@ -7,6 +7,7 @@ use qapi_qmp as words;
 use serde_json::Value;
 
 use super::{Blocker, Code, Findings, chain};
+use crate::host::Credentials;
 use crate::qemu::dialect::probe::{Probe, ProbeError};
 use crate::qemu::{ANSWER_WITHIN, Inventory};
 
@@ -22,13 +23,17 @@ pub struct Program {
 }
 
 impl Program {
-    /// Starts it only to ask it, in the environment that the destination gets.
+    /// Starts it only to ask it, as the user and in the environment that the destination gets, where those are known.
     pub async fn ask(
         qemu: &Path,
         runtime: &Path,
-        environment: Vec<(OsString, OsString)>,
+        starter: Option<(Credentials, Vec<(OsString, OsString)>)>,
     ) -> Result<Self, Blocker> {
-        let probe = Probe::start_with(qemu, runtime, environment).await.map_err(|error| match error {
+        let probe = match starter {
+            Some((user, environment)) => Probe::start_as(qemu, runtime, &user, environment).await,
+            None => Probe::start(qemu, runtime).await,
+        };
+        let probe = probe.map_err(|error| match error {
             ProbeError::Launch { .. } => Blocker::new(
                 Code::NoBinary,
                 chain(&error),

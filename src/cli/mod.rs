@@ -108,7 +108,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     match arguments.command {
         Command::Demo(arguments) => Box::pin(demo::run(arguments)).await,
         Command::Migrate(arguments) => Box::pin(migrate::run(arguments)).await,
-        Command::Check(arguments) => check::run(arguments).await,
+        Command::Check(arguments) => Box::pin(check::run(arguments)).await,
         Command::List(arguments) => list::run(arguments).await,
         Command::Features(arguments) => features::run(arguments).await,
         Command::Status(arguments) => status::run(arguments).await,

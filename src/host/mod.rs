@@ -25,7 +25,7 @@ mod user;
 
 pub use directory::{DirectoryError, PrivateDirectory, runtime_directory, state_directory};
 pub use launch::{Launch, Life, Output, end, launch};
-pub use proc::{ProcError, ProcessView, command_line, executable, open_files, processes};
+pub use proc::{ProcError, ProcessView, command_line, executable, maps_file, open_files, processes};
 pub use process::{ProcessHandle, ProcessIdentity, executable_name};
 pub use socket::{listening_process, unix_socket_clients};
 pub use standing::{Cgroup, Limit, MemoryRoom, Standing, ThreadStanding, lockable_memory, resident_bytes};

@@ -3,9 +3,11 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use nix::sys::stat::{major, minor};
 use nix::unistd::{Gid, Uid};
 
 use super::user::Credentials;
@@ -84,6 +86,23 @@ pub fn executable(pid: i32) -> Result<PathBuf, ProcError> {
 
 fn link(pid: i32, name: &'static str) -> Result<PathBuf, ProcError> {
     std::fs::read_link(format!("/proc/{pid}/{name}")).map_err(|error| proc_error(pid, name, error))
+}
+
+/// Whether a process has mapped the file that a path leads to now, and not one that was there before.
+pub fn maps_file(pid: i32, path: &Path) -> bool {
+    let (Ok(about), Ok(maps)) = (path.metadata(), std::fs::read_to_string(format!("/proc/{pid}/maps")))
+    else {
+        return false;
+    };
+    let device = format!("{:02x}:{:02x}", major(about.dev()), minor(about.dev()));
+    let (inode, whole) = (about.ino().to_string(), path.canonicalize().unwrap_or_else(|_| path.to_owned()));
+    maps.lines().any(|line| {
+        let mut fields = line.split_ascii_whitespace().skip(3);
+        let (on, number) = (fields.next(), fields.next());
+        // A file system may tell another device there than here (btrfs does); then the name must be the same.
+        let is_there = on == Some(&device) || line.ends_with(&*whole.to_string_lossy());
+        number == Some(&inode) && is_there && !line.ends_with(" (deleted)")
+    })
 }
 
 /// The arguments of a process; empty for a kernel thread and for one that has ended.
@@ -193,6 +212,18 @@ mod tests {
         assert_eq!(view.credentials.user, nix::unistd::geteuid());
         assert!(start_time(pid).unwrap() > 0);
         assert!(processes().contains(&pid));
+    }
+
+    #[test]
+    fn a_file_that_is_mapped_is_known_from_another_one_in_its_place() {
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let own = std::env::current_exe().unwrap();
+        assert!(maps_file(pid, &own));
+        let place = tempfile::tempdir().unwrap();
+        let copy = place.path().join("copy");
+        std::fs::copy(&own, &copy).unwrap();
+        assert!(!maps_file(pid, &copy));
+        assert!(!maps_file(pid, &place.path().join("none")));
     }
 
     #[test]

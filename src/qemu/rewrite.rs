@@ -209,9 +209,8 @@ pub fn rewrite(source: &CommandLine, setting: &Setting<'_>) -> Result<Rewritten,
     let mut errors = Vec::new();
     let open = setting.surroundings.open_files();
     let has_left = source.has("daemonize");
-    let start = directory::found(source, open).filter(|_| has_left);
-    let start = start.unwrap_or_else(|| setting.working_directory.to_owned());
-    let mut source = expanded(source, setting.surroundings, &start, &mut errors);
+    let start = start_of(source, setting.surroundings, setting.working_directory);
+    let mut source = expanded_in(source, setting.surroundings, &start, &mut errors);
     let mut maps = maps::Maps::new(setting.maps);
     for option in &mut source.options {
         maps.apply(option);
@@ -239,8 +238,25 @@ pub fn rewrite(source: &CommandLine, setting: &Setting<'_>) -> Result<Rewritten,
     work.finish()
 }
 
-/// A command line with what stands in configuration files in their place.
-fn expanded(
+/// Where a source was started, as far as that is known.
+fn start_of(source: &CommandLine, surroundings: &dyn Surroundings, working_directory: &Path) -> PathBuf {
+    let found = directory::found(source, surroundings.open_files()).filter(|_| source.has("daemonize"));
+    found.unwrap_or_else(|| working_directory.to_owned())
+}
+
+/// A command line with what stands in its configuration files in their place: what is read there is the guest's too.
+pub fn expanded(
+    source: &CommandLine,
+    surroundings: &dyn Surroundings,
+    working_directory: &Path,
+) -> Result<CommandLine, Vec<RewriteError>> {
+    let mut errors = Vec::new();
+    let start = start_of(source, surroundings, working_directory);
+    let line = expanded_in(source, surroundings, &start, &mut errors);
+    if errors.is_empty() { Ok(line) } else { Err(errors) }
+}
+
+fn expanded_in(
     source: &CommandLine,
     surroundings: &dyn Surroundings,
     directory: &Path,

@@ -150,6 +150,30 @@ fn an_image_without_a_lock_is_a_warning() {
     }
 }
 
+/// What the guest has is the file that is open, and not whatever has its name.
+#[test]
+fn another_file_in_the_place_of_an_image_or_of_memory_is_refused() {
+    let Some(qemu) = qemu_version("another_file_in_the_place", "10.0") else { return };
+    let place = tempfile::Builder::new().prefix("qmi").tempdir().unwrap();
+    let (image, memory) = (place.path().join("image"), place.path().join("memory"));
+    let make = |path| std::fs::File::create(path).unwrap().set_len(1 << 20).unwrap();
+    make(&image);
+    let drive = format!("if=virtio,format=raw,file={}", image.display());
+    let object = format!("memory-backend-file,id=m,size=1M,share=on,mem-path={}", memory.display());
+    let source = Source::start(&qemu, &["-drive", &drive, "-object", &object]);
+    // Once it answers it has opened both.
+    source.monitor().ask("query-status");
+    for (path, code) in [(&image, "image-gone"), (&memory, "shared-memory")] {
+        let away = path.with_extension("away");
+        std::fs::rename(path, &away).unwrap();
+        make(path);
+        let told = typed("check", source.qmp().to_str().unwrap(), &["--json"]);
+        assert_eq!((told.code, told.codes("blocker")), (Some(2), vec![code]), "{told:?}");
+        std::fs::rename(&away, path).unwrap();
+    }
+    source.moves();
+}
+
 #[test]
 fn a_source_in_other_namespaces_is_refused_with_the_way_in() {
     const TEST: &str = "a_source_in_other_namespaces";

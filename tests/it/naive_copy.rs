@@ -94,5 +94,7 @@ fn port() -> u16 {
     static NEXT: std::sync::atomic::AtomicU16 = std::sync::atomic::AtomicU16::new(0);
     let start = 10_000 + u16::try_from(std::process::id() % 10_000).unwrap();
     let above = start + NEXT.fetch_add(20, std::sync::atomic::Ordering::Relaxed);
-    ThisHost::default().free_port(Protocol::Tcp, "", above).unwrap()
+    let user = qmigrate::host::Credentials::own().unwrap();
+    let host = ThisHost { source: 1, user, open_files: Vec::new() };
+    host.free_port(Protocol::Tcp, "", above).unwrap()
 }

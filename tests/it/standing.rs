@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use nix::unistd::geteuid;
 use qmigrate::record::MigrationId;
 use serde_json::Value;
 
-use crate::small_qemu::{Place, Said, Source, migrate, qemu_or_skip, run, wait_for};
+use crate::small_qemu::{Place, Said, Source, command, migrate, qemu_or_skip, run, wait_for};
 use crate::support::{Process, skip};
 
 /// The user that owns nothing.
@@ -142,6 +142,26 @@ fn a_destination_of_another_user_has_them_too() {
     let has = moves_with_all(&source);
     assert!(has["limits"].contains("600                  700"), "{}", has["limits"]);
     assert!(has["policy"].contains("SCHED_IDLE"), "{}", has["policy"]);
+}
+
+/// An engine of root's runs nothing as root that the source's user could have put there.
+#[test]
+fn a_program_is_asked_what_it_is_as_the_user_of_the_source() {
+    const TEST: &str = "a_program_is_asked_what_it_is_as_the_user_of_the_source";
+    if !geteuid().is_root() {
+        return skip(TEST, "only root may start a QEMU as somebody else");
+    }
+    let Some(qemu) = qemu_or_skip(TEST) else { return };
+    let source = start_as_nobody(&qemu, "env");
+    let (program, users) = (source.place.at("qemu-system-x86_64"), source.place.at("users"));
+    let lines = format!("#!/bin/sh\nid -u >> {}\nexec {} \"$@\"\n", users.display(), qemu.display());
+    std::fs::write(&program, lines).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let mut check = command();
+    check.args(["check", source.qmp().to_str().unwrap(), "--qemu", program.to_str().unwrap()]);
+    let said = run(check);
+    assert!(said.status.success(), "{said:?}");
+    assert_eq!(std::fs::read_to_string(users).unwrap(), format!("{NOBODY}\n"));
 }
 
 #[test]

@@ -18,7 +18,9 @@ use crate::check::{
     self, Blocker, Code, Findings, Intent, Memory, Program, Short, SourceEnds, free_huge_pages, huge_pages,
     huge_pages_of, incoming_port, kvm, memory, older_qemu, ports,
 };
-use crate::host::{ProcessHandle, ProcessIdentity, ProcessView, runtime_directory, state_directory};
+use crate::host::{
+    Credentials, ProcessHandle, ProcessIdentity, ProcessView, runtime_directory, state_directory,
+};
 use crate::migrate::journal;
 use crate::migrate::plan::{Destination, Incoming, MadeFrom, Mode, Plan, Risks, SourceAfter};
 use crate::migrate::side::{Contact, Side};
@@ -114,8 +116,7 @@ pub async fn look(plan: &Plan) -> Survey {
     let mut findings = Findings::default();
     let located = locate(&plan.source, Leg::Source, Deadlines { connect: GREETING_WITHIN }).await;
     let process = located.as_ref().ok().and_then(|located| located.process.as_ref());
-    let environment =
-        process.map_or_else(|| std::env::vars_os().collect(), |(view, _)| view.environment.clone());
+    let starter = process.map(|(view, _)| (view.credentials.clone(), view.environment.clone()));
     let program = match &plan.destination {
         Destination::Start { qemu: Some(typed), .. } => Some(typed.clone()),
         Destination::Start { qemu: None, made_from: MadeFrom::Source, .. } => {
@@ -133,7 +134,7 @@ pub async fn look(plan: &Plan) -> Survey {
                 }
             }
         },
-        ask_program(program, environment),
+        ask_program(program, starter),
         find_waiting(plan),
     );
     if let Destination::Start { incoming: Incoming::Literal(uri), .. } = &plan.destination {
@@ -164,13 +165,13 @@ async fn find_waiting(plan: &Plan) -> Option<Result<Waiting, Blocker>> {
     Some(waiting::find(name).await)
 }
 
-/// Another file than the source runs, asked without a machine.
+/// Another file than the source runs, asked without a machine: as the source's user, if there is a source.
 async fn ask_program(
     program: Option<PathBuf>,
-    environment: Vec<(OsString, OsString)>,
+    starter: Option<(Credentials, Vec<(OsString, OsString)>)>,
 ) -> Option<(PathBuf, Result<Program, Blocker>)> {
     let path = program?;
-    let asked = async { Program::ask(&path, &runtime_directory()?, environment).await };
+    let asked = async { Program::ask(&path, &runtime_directory()?, starter).await };
     let asked = asked.await;
     Some((path, asked))
 }
@@ -269,14 +270,20 @@ async fn see_process(
     let process = ProcessHandle::open(pid);
     findings.add(check::process(pid, ends(plan)).await);
     findings.add(check::images(&view, &held.nodes, &held.block, &held.devices));
-    has_room(plan, source, held, &view, findings);
+    let mut room = has_room(plan, source, held, &view);
     let start = match start(plan, (address, client), source, view, line).await {
         Ok(start) => start,
         Err(blockers) => {
             findings.blockers.extend(blockers);
+            findings.add(room);
             return None;
         }
     };
+    if start.rewritten.as_ref().is_some_and(|rewritten| !rewritten.in_place.is_empty()) {
+        // Memory that stays where it is needs no second place.
+        room.blockers.retain(|blocker| !matches!(blocker.code, Code::LittleMemory | Code::HugePages));
+    }
+    findings.add(room);
     let line = start.rewritten.as_ref().map(|rewritten| &rewritten.line);
     findings.blockers.extend(line.into_iter().flat_map(|line| ports(line, pid)));
     match process {
@@ -348,7 +355,8 @@ async fn block_nodes(client: &Client) -> Result<Value, CallError> {
 }
 
 /// Whether the host has what a second QEMU needs; one that the user has started has it already, but for its memory.
-fn has_room(plan: &Plan, source: &Inventory, held: &Holdings, view: &ProcessView, findings: &mut Findings) {
+fn has_room(plan: &Plan, source: &Inventory, held: &Holdings, view: &ProcessView) -> Findings {
+    let mut findings = Findings::default();
     let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let need = held.memory_bytes.map(|bytes| Memory::of(view.pid, bytes));
     match (need.and_then(|need| memory(need, &meminfo)), plan.risks) {
@@ -360,6 +368,7 @@ fn has_room(plan: &Plan, source: &Inventory, held: &Holdings, view: &ProcessView
         findings.blockers.extend(huge_pages(&held.huge_pages, free_huge_pages));
         findings.blockers.extend(source.kvm.then(|| kvm(&view.credentials)).flatten());
     }
+    findings
 }
 
 /// Whether no migration of this guest is open, by the journals of this user.

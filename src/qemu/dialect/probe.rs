@@ -8,18 +8,19 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
-use nix::unistd::geteuid;
+use nix::unistd::{Gid, Uid};
 use qapi_qmp as words;
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::host::{
-    Credentials, DirectoryError, Launch, Life, Output, PrivateDirectory, ProcessHandle, ProcessView, end,
-    launch, processes,
+    Credentials, DirectoryError, Launch, Life, Output, PrivateDirectory, ProcessHandle, ProcessView, as_user,
+    end, launch, processes,
 };
 use crate::qemu::twin::last_words;
 use crate::qmp::{Client, ConnectError, Deadlines, Leg};
@@ -98,21 +99,25 @@ pub struct Probe {
 impl Probe {
     /// Starts one, in a directory that is made for it in the runtime directory.
     pub async fn start(qemu: &Path, runtime: &Path) -> Result<Self, ProbeError> {
-        Self::start_with(qemu, runtime, std::env::vars_os().collect()).await
+        let own = Credentials::own();
+        let own = own.map_err(|error| ProbeError::Launch { qemu: qemu.to_owned(), source: error.into() })?;
+        Self::start_as(qemu, runtime, &own, std::env::vars_os().collect()).await
     }
 
-    /// The same with another environment than one's own.
-    pub async fn start_with(
+    /// The same as another user, in that user's environment: a program that belongs to somebody is nobody else's to run, and
+    /// root's least of all.
+    pub async fn start_as(
         qemu: &Path,
         runtime: &Path,
+        user: &Credentials,
         environment: Vec<(OsString, OsString)>,
     ) -> Result<Self, ProbeError> {
         let failed = |source| ProbeError::Launch { qemu: qemu.to_owned(), source };
-        let credentials = Credentials::own().map_err(|error| failed(error.into()))?;
+        let credentials = user.clone();
         clear(runtime);
         let directory = Place::make(runtime, &credentials)?;
         let (socket, log) = (directory.path().join(SOCKET), directory.path().join("log"));
-        let listener = UnixListener::bind(&socket)
+        let listener = as_user(user, || UnixListener::bind(&socket))
             .map_err(|source| ProbeError::Listen { path: socket.clone(), source })?;
         // It starts in its directory, from which a relative path names something else.
         let program = std::path::absolute(qemu).map_err(failed)?;
@@ -232,27 +237,30 @@ fn locked(directory: &Path, how: FlockArg) -> Option<Flock<File>> {
 pub fn clear(runtime: &Path) {
     // A directory is made and locked in one turn: one that can be locked in this one has nobody.
     let Some(_turn) = locked(runtime, FlockArg::LockExclusive) else { return };
-    let (Ok(entries), Ok(own)) = (std::fs::read_dir(runtime), Credentials::own()) else { return };
+    let Ok(entries) = std::fs::read_dir(runtime) else { return };
     for path in entries.flatten().map(|entry| entry.path()) {
         let is_ours = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PREFIX));
         if !is_ours || path.is_symlink() {
             continue;
         }
         if let Some(_lock) = locked(&path, FlockArg::LockExclusiveNonblock) {
-            end_all_that_name(&path.join(SOCKET));
-            remove(&PrivateDirectory::of_another_engine(path, own.clone()));
+            let Ok(about) = path.symlink_metadata() else { continue };
+            let (user, group) = (Uid::from_raw(about.uid()), Gid::from_raw(about.gid()));
+            end_all_that_name(&path.join(SOCKET), user);
+            let owner = Credentials { user, group, groups: Vec::new() };
+            remove(&PrivateDirectory::of_another_engine(path, owner));
         }
     }
 }
 
 /// Ends what was started to be asked by this socket, as its own words say.
-fn end_all_that_name(socket: &Path) {
+fn end_all_that_name(socket: &Path, user: Uid) {
     let option = monitor_option(socket);
     for pid in processes() {
         // First the hold, then the look: what is read after it belongs to the process held.
         let Ok(process) = ProcessHandle::open(pid) else { continue };
         let names_it = |view: ProcessView| {
-            view.credentials.user == geteuid() && view.arguments.iter().any(|word| *word == *option)
+            view.credentials.user == user && view.arguments.iter().any(|word| *word == *option)
         };
         if ProcessView::read(pid).is_ok_and(names_it)
             && let Err(error) = process.kill()

@@ -230,7 +230,10 @@ impl Work<'_> {
     fn option_of(&self, qdev: &str, top: Option<&str>) -> Option<usize> {
         let path = device_path(qdev).unwrap_or(qdev);
         if !path.starts_with(WITHOUT_ID) {
-            return line::device(&self.line, path.strip_prefix(WITH_ID).map_or(path, |id| &id[1..]));
+            return line::device(
+                &self.line,
+                path.strip_prefix(WITH_ID).and_then(|id| id.strip_prefix('/')).unwrap_or(path),
+            );
         }
         let device = self.present.devices.iter().find(|device| device.path == path)?;
         let mut places = line::devices(&self.line)

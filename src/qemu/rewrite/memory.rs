@@ -42,6 +42,10 @@ pub(super) fn in_place(work: &mut Work<'_>, option: CommandOption) -> Option<Com
         Some("with discard-data=on the source would empty that file as it ends")
     } else if work.setting.incoming != "defer" {
         Some("a destination that listens from its start cannot be told to leave it where it is")
+    } else if !shared_path(&option)
+        .is_some_and(|path| work.setting.surroundings.is_mapped(&work.directory.join(path)))
+    {
+        Some("another file is there now than the source has mapped")
     } else if work.source.options.iter().any(|other| is_shared_otherwise(work, other)) {
         Some("beside it there is shared memory that the destination would not have")
     } else {

@@ -5,6 +5,8 @@ use std::io;
 use std::net::{TcpListener, ToSocketAddrs, UdpSocket};
 use std::path::{Path, PathBuf};
 
+use crate::host::{Credentials, as_user, maps_file};
+
 /// A configuration file that a person wrote is far smaller.
 const LARGEST_CONFIGURATION: u64 = 1 << 20;
 
@@ -23,6 +25,8 @@ pub trait Surroundings: Debug {
     fn configuration(&self, path: &Path) -> io::Result<String>;
     /// Whether a path names a directory.
     fn is_directory(&self, path: &Path) -> bool;
+    /// Whether the source has mapped the file that this path leads to now.
+    fn is_mapped(&self, path: &Path) -> bool;
     /// Files, sockets and logs that the source has open, by their whole names.
     fn open_files(&self) -> &[PathBuf];
     /// The first port above this one on which somebody could listen; an empty host is every address.
@@ -30,24 +34,34 @@ pub trait Surroundings: Debug {
 }
 
 /// This host.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct ThisHost {
+    /// The source's process.
+    pub source: i32,
+    /// The source's user, as whom its files are read.
+    pub user: Credentials,
     /// What the source has open.
     pub open_files: Vec<PathBuf>,
 }
 
 impl Surroundings for ThisHost {
     fn configuration(&self, path: &Path) -> io::Result<String> {
-        let about = path.metadata()?;
-        // A pipe would wait for a writer, a device never end.
-        if !about.is_file() || about.len() > LARGEST_CONFIGURATION {
-            return Err(io::Error::other("it is no plain file of up to 1 MiB"));
-        }
-        std::fs::read_to_string(path)
+        as_user(&self.user, || {
+            let about = path.metadata()?;
+            // A pipe would wait for a writer, a device never end.
+            if !about.is_file() || about.len() > LARGEST_CONFIGURATION {
+                return Err(io::Error::other("it is no plain file of up to 1 MiB"));
+            }
+            std::fs::read_to_string(path)
+        })
     }
 
     fn is_directory(&self, path: &Path) -> bool {
         path.is_dir()
+    }
+
+    fn is_mapped(&self, path: &Path) -> bool {
+        maps_file(self.source, path)
     }
 
     fn open_files(&self) -> &[PathBuf] {
@@ -79,7 +93,8 @@ mod tests {
     fn a_port_that_is_taken_is_not_free() {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = taken.local_addr().unwrap().port();
-        let host = ThisHost::default();
+        let user = Credentials::own().unwrap();
+        let host = ThisHost { source: 1, user, open_files: Vec::new() };
         for place in ["127.0.0.1", "", "localhost"] {
             let free = host.free_port(Protocol::Tcp, place, port - 1).unwrap();
             assert!(free > port, "{place}: {free} is not above {port}");

@@ -19,6 +19,10 @@ impl Surroundings for World {
         path == Path::new("/huge")
     }
 
+    fn is_mapped(&self, path: &Path) -> bool {
+        path != Path::new("/another")
+    }
+
     fn open_files(&self) -> &[PathBuf] {
         &self.open_files
     }
@@ -213,6 +217,7 @@ fn shared_memory_in_a_file_stays_where_it_is() {
     assert!(preallocated.contains("share=on,prealloc=off "), "{preallocated}");
     for line in [
         "-object memory-backend-file,id=m,mem-path=/x,share=on,discard-data=on",
+        "-object memory-backend-file,id=m,mem-path=/another,share=on",
         "-object memory-backend-file,id=m,mem-path=/x,share=on -object memory-backend-memfd,id=n",
         "-object memory-backend-file,id=m,mem-path=/x,share=on -object memory-backend-file,id=n,mem-path=/huge,share=on",
     ] {

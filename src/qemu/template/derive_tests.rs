@@ -150,10 +150,11 @@ fn filled(parsed: &Parsed) -> CommandLine {
 fn moved(source: &CommandLine, globals: &[String]) -> CommandLine {
     let id = MigrationId::new();
     let runtime = Path::new("/run/qmigrate").join(id.as_str());
+    let host = ThisHost { source: 1, user: Credentials::own().unwrap(), open_files: Vec::new() };
     let setting = Setting {
         id: &id,
         shared: Shared::SIDE_BY_SIDE,
-        surroundings: &ThisHost::default(),
+        surroundings: &host,
         maps: &[],
         working_directory: Path::new("/lab"),
         runtime_directory: &runtime,

@@ -94,6 +94,26 @@ fn a_copied_configuration_file_does_what_is_in_it_and_a_rewritten_one_does_not()
     assert_eq!(listening_process(&socket), Some(destination));
 }
 
+/// What stands in the file was there from the start, and is not taken for plugged in.
+#[test]
+fn a_disk_and_a_network_of_a_configuration_file_move_and_are_not_plugged_in_again() {
+    let Some(qemu) = qemu_or_skip("a_disk_and_a_network_of_a_configuration_file") else { return };
+    let place = Place::new();
+    let (file, image) = (place.at("guest.conf"), place.at("image"));
+    std::fs::File::create(&image).unwrap().set_len(1 << 20).unwrap();
+    let text = format!(
+        "[netdev \"n0\"]\n  type = \"user\"\n  net = \"10.9.0.0/24\"\n[device \"nic\"]\n  driver = \"virtio-net-pci\"\n  \
+         netdev = \"n0\"\n[drive \"d0\"]\n  if = \"none\"\n  format = \"raw\"\n  file = \"{}\"\n\
+         [device \"disk\"]\n  driver = \"virtio-blk-pci\"\n  drive = \"d0\"\n",
+        image.display()
+    );
+    std::fs::write(&file, text).unwrap();
+    let options =
+        ["-readconfig", file.to_str().unwrap(), "-drive", "if=none,id=other,driver=null-co,size=1M"];
+    let process = place.start(&qemu, "qmp", &options);
+    moved(&Source { process, place }, &[]);
+}
+
 #[test]
 fn a_configuration_file_that_options_cannot_say_is_refused_with_its_place() {
     let Some(qemu) = qemu_or_skip("a_configuration_file_that_options_cannot_say") else { return };

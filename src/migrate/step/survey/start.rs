@@ -9,7 +9,9 @@ use crate::host::{ProcError, ProcessView, open_files, runtime_directory};
 use crate::migrate::plan::{Destination, HostPrograms, Incoming, MadeFrom, Plan};
 use crate::qemu::argv::CommandLine;
 use crate::qemu::repetition::{Repetition, Repetitions, Whose, repetitions};
-use crate::qemu::rewrite::{RewriteError, Rewritten, Setting, Shared, TapChange, ThisHost, rewrite};
+use crate::qemu::rewrite::{
+    RewriteError, Rewritten, Setting, Shared, TapChange, ThisHost, expanded, rewrite,
+};
 use crate::qemu::template::{Origin, Placeholder, TemplateFile, Values, derive};
 use crate::qemu::{Inventory, present};
 use crate::qmp::{Address, Client};
@@ -41,6 +43,12 @@ pub(super) async fn start(
         }
         _ => (view, line),
     };
+    let mut host =
+        ThisHost { source: view.pid, user: view.credentials.clone(), open_files: open_files(view.pid) };
+    // Its monitor is open too, by a name that is not to be seen in /proc.
+    host.open_files.extend(address.path().and_then(|path| std::path::absolute(path).ok()));
+    // What cannot be read is told by the rewriting.
+    let line = expanded(&line, &host, &view.working_directory).unwrap_or(line);
     let (standing, mut found) = standing(plan, &view, &line).map_err(|error| vec![error.into()])?;
     let (line, repetitions, warnings) = match repeated(plan, client, &line).await {
         Ok(repeated) => repeated,
@@ -50,15 +58,16 @@ pub(super) async fn start(
         }
     };
     let (taps, changes) = taps(plan, &view, &line, &mut found);
-    let mut host = ThisHost { open_files: open_files(view.pid) };
-    // Its monitor is open too, by a name that is not to be seen in /proc.
-    host.open_files.extend(address.path().and_then(|path| std::path::absolute(path).ok()));
     let mut rewritten = rewritten(plan, source, &view, &line, (&host, &changes)).unwrap_or_else(|more| {
         // Why there is no other tap has been said.
         let is_said = found.iter().any(|said| said.code == Code::Tap);
         found.extend(more.into_iter().filter(|blocker| !(is_said && blocker.code == Code::Tap)));
         None
     });
+    if rewritten.as_ref().is_some_and(|rewritten| !rewritten.in_place.is_empty()) {
+        // No second copy of it is made.
+        found.retain(|blocker| blocker.code != Code::CgroupMemory);
+    }
     let starts = matches!(plan.destination, Destination::Start { .. });
     if starts && plan.host_programs == HostPrograms::Refuse && geteuid().is_root() {
         found.extend(host_programs(rewritten.as_ref().map_or(&line, |rewritten| &rewritten.line)));
