@@ -57,12 +57,12 @@ pub fn plan(
         if !shares_network(source.pid) {
             let message =
                 format!("the guest's interface {from} is in another network namespace than this engine");
-            blockers.push(blocker(&from, &message));
+            blockers.push(blocker(&name, &message));
             continue;
         }
         match Tap::look(&from) {
             Ok(_) if !may_make_taps() => blockers.push(blocker(
-                &from,
+                &name,
                 &format!(
                     "the guest has the interface {from}, and this user may make no second one beside it"
                 ),
@@ -72,7 +72,7 @@ pub fn plan(
                 changes.push(TapChange { from: name, to: to.clone(), has_header: beside.has_header() });
                 planned.push(Planned { tap: NewTap { from, to }, beside });
             }
-            Err(error) => blockers.push(blocker(&from, &chain(&error))),
+            Err(error) => blockers.push(blocker(&name, &chain(&error))),
         }
     }
     (planned, changes, blockers)
@@ -91,11 +91,18 @@ fn unknown(name: &TapName) -> Option<Blocker> {
         TapName::Descriptors(_) => "a descriptor on the guest's command line is of no tap that can be found",
         TapName::Unnamed => "which of its taps the guest was started with cannot be told",
     };
-    Some(blocker("OLD", what))
+    Some(blocker(name, what))
 }
 
-fn blocker(from: &str, message: &str) -> Blocker {
-    let hint = format!("make one as the guest needs it, and say so: --map {from}=NEW");
+/// A name can be mapped, a number cannot.
+fn blocker(tap: &TapName, message: &str) -> Blocker {
+    let hint = match tap {
+        TapName::Interface(name) => format!("make one as the guest needs it, and say so: --map {name}=NEW"),
+        TapName::Descriptors(_) | TapName::Unnamed => {
+            "start guests with -netdev tap,ifname=NAME, or start the destination yourself: --destination-qmp"
+                .to_owned()
+        }
+    };
     Blocker::new(Code::Tap, message, hint)
 }
 
@@ -116,7 +123,8 @@ pub fn make(planned: &[Planned], source: &ProcessView) -> Result<Vec<NewTap>, Bl
     let make = |planned: &Planned| planned.beside.make_twin(&planned.tap.to, &source.credentials);
     if let Err(error) = planned.iter().try_for_each(make) {
         remove(&taps);
-        return Err(blocker(taps.first().map_or("OLD", |tap| &tap.from), &chain(&error)));
+        let name = taps.first().map_or(TapName::Unnamed, |tap| TapName::Interface(tap.from.clone()));
+        return Err(blocker(&name, &chain(&error)));
     }
     Ok(taps)
 }
