@@ -58,6 +58,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             findings.warn(warning);
         }
     }
+    nameless(&mut findings, plan.id.as_str());
     let code = if findings.blockers.is_empty() { 0 } else { End::Refused.exit_code() };
     if arguments.json {
         for line in json_lines(&plan.typed, findings, code) {
@@ -67,6 +68,16 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         show!("{}", text(findings).join("\n"));
     }
     Ok(ExitCode::from(code))
+}
+
+/// The name that this migration would have is another one each time.
+fn nameless(findings: &mut Findings, id: &str) {
+    let blockers = findings.blockers.iter_mut().map(|found| (&mut found.message, &mut found.hint));
+    let warnings = findings.warnings.iter_mut().map(|found| (&mut found.message, &mut found.hint));
+    for (message, hint) in blockers.chain(warnings) {
+        *message = message.replace(id, "ID");
+        *hint = hint.take().map(|hint| hint.replace(id, "ID"));
+    }
 }
 
 /// One object for each finding, as `migrate --json` tells them, and one for the whole.

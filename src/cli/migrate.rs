@@ -5,8 +5,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use qmigrate::host::{UnitName, runtime_directory};
+use qmigrate::host::{UnitName, runtime_directory, state_directory};
 use qmigrate::migrate::engine::{self, Services};
+use qmigrate::migrate::kept;
 use qmigrate::migrate::phase::AtDestination;
 use qmigrate::migrate::plan::{
     Destination, HostPrograms, Incoming, Limits, MadeFrom, Mode, Plan, Risks, SourceAfter,
@@ -150,6 +151,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         return Ok(self::dry_run(&plan).await);
     }
     probe::clear(&runtime);
+    kept::clear(&runtime, &state_directory()?);
     let signals = Signals::catch()?;
     let report = output.open_report()?;
     let mut session = Session::open(&plan, &output, report, signals, &runtime)?;

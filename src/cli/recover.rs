@@ -7,6 +7,7 @@ use qmigrate::check::Blocker;
 use qmigrate::host::{runtime_directory, state_directory};
 use qmigrate::migrate::engine::Services;
 use qmigrate::migrate::journal::{Found, Journal, Story, list};
+use qmigrate::migrate::kept;
 use qmigrate::migrate::recover::recover;
 use qmigrate::qemu::dialect::probe;
 use qmigrate::record::{MigrationId, Observed, Record};
@@ -34,7 +35,9 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         show_all(list(&state)?, arguments.output.json());
         return Ok(ExitCode::SUCCESS);
     }
-    probe::clear(&runtime_directory()?);
+    let runtime = runtime_directory()?;
+    probe::clear(&runtime);
+    kept::clear(&runtime, &state_directory()?);
     let has_no_engine = |found: Found| (!found.engine_lives).then_some(found.id);
     let ids: Vec<MigrationId> = match arguments.id {
         Some(id) => vec![id],

@@ -35,6 +35,8 @@ pub mod order;
 mod ending;
 /// Brings a migration to its end whose engine has ended before it.
 pub mod recover;
+/// Directories that guests have kept, and need no more.
+pub mod kept;
 /// The sentence at the end.
 mod outcome;
 /// Points at which a test holds the engine still.

@@ -206,6 +206,22 @@ fn terminals_stay_with_the_source_and_sockets_last_as_long_as_the_guest() {
 }
 
 #[test]
+fn what_a_guest_has_kept_stays_while_it_lives_and_goes_with_the_next_migration() {
+    let Some(qemu) = qemu_or_skip("what_a_guest_has_kept") else { return };
+    let (source, other) = (Source::start(&qemu, &["-serial", "mon:stdio"]), Source::start(&qemu, &[]));
+    let attached = Attached::moved(&source.qmp());
+    let socket = attached.socket.clone().unwrap();
+    let kept = socket.parent().unwrap();
+    other.moves();
+    assert!(kept.is_dir(), "its guest lives");
+    let guest = listening_process(&socket).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(guest), nix::sys::signal::Signal::SIGKILL).unwrap();
+    wait_for("its end", || listening_process(&socket).is_none().then_some(()));
+    other.moves();
+    assert!(!kept.exists(), "nobody needs it any more");
+}
+
+#[test]
 fn a_machine_without_graphics_keeps_its_serial_port_and_its_hardware() {
     let Some(qemu) = qemu_or_skip("a_machine_without_graphics") else { return };
     let place = Place::new();
