@@ -2,6 +2,7 @@
 //! named as what cannot be.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -284,15 +285,19 @@ fn a_repetition_that_fails_names_the_device_and_changes_nothing() {
     const TEST: &str = "a_repetition_that_fails_names_the_device_and_changes_nothing";
     let Some(qemu) = qemu_version(TEST, "10.0") else { return };
     let (source, directory) = changed(&qemu, &CHANGES[0]);
-    let (disk, away) = (directory.path().join("disk"), directory.path().join("away"));
-    std::fs::rename(&disk, &away).unwrap();
-    // Whoever only looks can open it; QEMU takes no pipe for a disk.
-    nix::unistd::mkfifo(&disk, nix::sys::stat::Mode::S_IRWXU).unwrap();
-    source.refuses(&[]).tells(&[
-        "the virtio-blk-pci \"disk1\" cannot be repeated on the destination: blockdev-add says: ",
-        "regular file",
+    // Something else is in the first slots of the destination, and so at the disk's address.
+    let program = directory.path().join("qemu-system-x86_64");
+    let others = [2, 3, 4, 5].map(|slot| format!("-device virtio-rng-pci,addr={slot}")).join(" ");
+    let lines = format!(
+        "#!/bin/sh\ncase \"$*\" in *-incoming*) exec {0} \"$@\" {others};; *) exec {0} \"$@\";; esac\n",
+        qemu.display()
+    );
+    std::fs::write(&program, lines).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    source.refuses(&["--qemu", program.to_str().unwrap()]).tells(&[
+        "the virtio-blk-pci \"disk1\" cannot be repeated on the destination: device_add says: ",
+        "in use by virtio-rng-pci",
     ]);
-    std::fs::rename(&away, &disk).unwrap();
     source.moves();
 }
 
