@@ -108,6 +108,7 @@ codes! {
     ChangedImage = "changed-image", "a disk has another top image, and which cannot be told";
     ChangedMedium = "changed-medium", "a drive has another medium, and which cannot be told";
     BlockJob = "block-job", "a job runs on a disk, and would end with the source";
+    LeftOut = "left-out", "warning: a template has a device that the guest lacks";
     NotRepeated = "not-repeated", "the destination refuses what was plugged in";
     Export = "export", "warning: an image that the source serves";
     VncPassword = "vnc-password", "warning: the VNC password has to be set again";

@@ -435,6 +435,17 @@ impl<'a> Work<'a> {
             }
         }
         let places: Vec<usize> = gone.iter().map(|device| device.place).collect();
+        if self.whose == Whose::Template {
+            // On the source's own line it was there once; here somebody may have meant it.
+            for device in &gone {
+                let id = device.id.as_ref().map_or_else(String::new, |id| format!(" \"{id}\""));
+                let message = format!(
+                    "the template's {}{id} is left out: the guest has no such device now",
+                    device.driver
+                );
+                self.warnings.push(Warning { code: "left-out".to_owned(), message, hint: None });
+            }
+        }
         if !places.is_empty() {
             // The others would move up.
             for (place, device) in found {

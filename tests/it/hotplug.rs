@@ -302,6 +302,24 @@ fn a_repetition_that_fails_names_the_device_and_changes_nothing() {
 }
 
 #[test]
+fn a_device_that_only_a_template_has_is_left_out_and_told() {
+    let Some(qemu) = qemu_version("a_device_that_only_a_template_has", "10.0") else { return };
+    let source = Source::start(&qemu, &[]);
+    let before = equipment(&mut source.monitor())["tree"].clone();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("template");
+    let mut print = command();
+    print.arg("template").arg(source.qmp());
+    let text = String::from_utf8(run(print).stdout).unwrap();
+    let text = text.replace("{incoming}", "-device virtio-rng-pci,id=extra\n  {incoming}");
+    std::fs::write(&file, text).unwrap();
+    let said = migrate(source.qmp().to_str().unwrap(), &["--template", file.to_str().unwrap()]);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    said.tells(&["warning: the template's virtio-rng-pci \"extra\" is left out"]);
+    assert_eq!(equipment(&mut source.monitor())["tree"], before);
+}
+
+#[test]
 fn a_dry_run_prints_what_is_repeated_as_lines_of_qmp() {
     const TEST: &str = "a_dry_run_prints_what_is_repeated_as_lines_of_qmp";
     let Some(qemu) = qemu_version(TEST, "10.0") else { return };
