@@ -56,7 +56,11 @@ pub async fn process(pid: i32, ends: SourceEnds<'_>) -> Findings {
     }
     let found = supervisor(pid, &may_start_qemu).await;
     match (ends, found) {
-        (SourceEnds::ByUnit(named), found) => findings.blockers.extend(unit_is(named, Unit::of(pid), found)),
+        (SourceEnds::ByUnit(named), found) => {
+            findings.blockers.extend(unit_is(named, Unit::of(pid), found));
+            let holds_engine = Unit::named(named, pid).holds(nix::unistd::getpid().as_raw());
+            findings.blockers.extend(holds_engine.then(|| ends_engine(named)));
+        }
         (SourceEnds::ByItself, Some(found)) => findings.block(supervised(&found)),
         (SourceEnds::Never, Some(found)) => findings.warn(supervised(&found)),
         (_, None) => {}
@@ -167,6 +171,17 @@ fn unit_is(named: &UnitName, unit: Option<Unit>, found: Option<Supervisor>) -> O
         // In no unit that can be seen from here; whoever named one may see more.
         None => found.map(|found| supervised(&found)),
     }
+}
+
+/// The unit that is to be stopped would take the engine with it, and what that has started.
+fn ends_engine(named: &UnitName) -> Blocker {
+    Blocker::new(
+        Code::SourceUnit,
+        format!(
+            "qmigrate itself runs in the unit {named}, and would end with it in the middle of the migration"
+        ),
+        "run it from another session, or by `systemd-run --scope qmigrate migrate ...` (with --user in a user's unit)",
+    )
 }
 
 #[cfg(test)]
