@@ -118,7 +118,7 @@ codes! {
     // Where the source lives.
     OtherNamespace = "other-namespace", "the QEMU lives in other namespaces, as in a container";
     Supervised = "supervised", "a supervisor would start the guest a second time";
-    SourceUnit = "source-unit", "the source runs in another unit than the one named";
+    SourceUnit = "source-unit", "the unit named is not the source's, or is the engine's too";
     ProgramReplaced = "program-replaced", "warning: the source's program was replaced since it started";
 
     // What the host has for the destination.

@@ -34,8 +34,9 @@ const TOOLS: [&str; 8] = [
     "qemu-storage-daemon",
 ];
 
-/// All about the source's process, by its number.
-pub async fn process(pid: i32, ends: SourceEnds<'_>) -> Findings {
+/// All about the source's process, by its number. `started` is the file by which the destination is started, where that
+/// is the source's.
+pub async fn process(pid: i32, ends: SourceEnds<'_>, started: Option<&str>) -> Findings {
     let mut findings = Findings::default();
     let link = |whose: &str, name: &str| std::fs::read_link(format!("/proc/{whose}/ns/{name}")).ok();
     let other = NAMESPACES.into_iter().filter(|(name, _)| {
@@ -52,11 +53,21 @@ pub async fn process(pid: i32, ends: SourceEnds<'_>) -> Findings {
     if let Ok(link) = std::fs::read_link(format!("/proc/{pid}/exe"))
         && let Some(path) = link.to_str().and_then(|link| link.strip_suffix(" (deleted)"))
     {
-        findings.warn(replaced(path, Path::new(path).exists()));
+        if Path::new(path).exists() {
+            findings.warn(replaced(path));
+        } else if started == Some(path) {
+            findings.block(Blocker { code: Code::NoBinary, ..gone(path) });
+        } else {
+            findings.warn(gone(path));
+        }
     }
     let found = supervisor(pid, &may_start_qemu).await;
     match (ends, found) {
-        (SourceEnds::ByUnit(named), found) => findings.blockers.extend(unit_is(named, Unit::of(pid), found)),
+        (SourceEnds::ByUnit(named), found) => {
+            findings.blockers.extend(unit_is(named, Unit::of(pid), found));
+            let holds_engine = Unit::named(named, pid).holds(nix::unistd::getpid().as_raw());
+            findings.blockers.extend(holds_engine.then(|| ends_engine(named)));
+        }
         (SourceEnds::ByItself, Some(found)) => findings.block(supervised(&found)),
         (SourceEnds::Never, Some(found)) => findings.warn(supervised(&found)),
         (_, None) => {}
@@ -98,16 +109,23 @@ fn namespaces(pid: i32, other: &[(&str, &str)]) -> Blocker {
     )
 }
 
-fn replaced(path: &str, is_there: bool) -> Blocker {
-    let (what, hint) = if is_there {
-        (
-            "was replaced since it started, as by an upgrade: the destination runs the new one",
-            "--qemu PATH names another one",
-        )
-    } else {
-        ("is not there any more", "--qemu PATH names the QEMU for the destination")
-    };
-    Blocker::new(Code::ProgramReplaced, format!("the file {path} that the source runs {what}"), hint)
+fn replaced(path: &str) -> Blocker {
+    Blocker::new(
+        Code::ProgramReplaced,
+        format!(
+            "the file {path} that the source runs was replaced since it started, as by an upgrade: the destination runs \
+                 the new one"
+        ),
+        "--qemu PATH names another one",
+    )
+}
+
+fn gone(path: &str) -> Blocker {
+    Blocker::new(
+        Code::ProgramReplaced,
+        format!("the file {path} that the source runs is not there any more"),
+        "--qemu PATH names the QEMU for the destination",
+    )
 }
 
 fn supervised(by: &Supervisor) -> Blocker {
@@ -169,9 +187,28 @@ fn unit_is(named: &UnitName, unit: Option<Unit>, found: Option<Supervisor>) -> O
     }
 }
 
+/// The unit that is to be stopped would take the engine with it, and what that has started.
+fn ends_engine(named: &UnitName) -> Blocker {
+    Blocker::new(
+        Code::SourceUnit,
+        format!(
+            "qmigrate itself runs in the unit {named}, and would end with it in the middle of the migration"
+        ),
+        "run it from another session, or by `systemd-run --scope qmigrate migrate ...` (with --user in a user's unit)",
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_engine_that_would_end_with_the_unit_is_told_so() {
+        let blocker = ends_engine(&"vm".parse().unwrap());
+        assert_eq!(blocker.code, Code::SourceUnit);
+        assert!(blocker.message.contains("vm.service"), "{blocker}");
+        assert!(blocker.hint.unwrap().contains("systemd-run --scope"));
+    }
 
     #[test]
     fn a_word_that_may_start_a_qemu_is_known() {
@@ -198,7 +235,7 @@ mod tests {
         let mut child = tokio::process::Command::new("sleep").arg("1000").kill_on_drop(true).spawn().unwrap();
         let pid = i32::try_from(child.id().unwrap()).unwrap();
         for ends in [SourceEnds::ByItself, SourceEnds::Never, SourceEnds::ByUnit(&"vm".parse().unwrap())] {
-            assert_eq!(process(pid, ends).await, Findings::default());
+            assert_eq!(process(pid, ends, None).await, Findings::default());
         }
         child.kill().await.unwrap();
     }
@@ -206,7 +243,8 @@ mod tests {
     #[tokio::test]
     async fn a_program_that_was_replaced_is_told() {
         let directory = tempfile::tempdir().unwrap();
-        let (own, path) = (directory.path().join("sleep"), std::env::var_os("PATH").unwrap());
+        let (own, path) =
+            (directory.path().canonicalize().unwrap().join("sleep"), std::env::var_os("PATH").unwrap());
         let real = std::env::split_paths(&path)
             .map(|place| place.join("sleep"))
             .find(|path| path.is_file())
@@ -215,10 +253,23 @@ mod tests {
         let mut child = tokio::process::Command::new(&own).arg("1000").kill_on_drop(true).spawn().unwrap();
         let pid = i32::try_from(child.id().unwrap()).unwrap();
         std::fs::remove_file(&own).unwrap();
-        let told = async || process(pid, SourceEnds::ByItself).await.warnings;
-        assert!(told().await[0].message.contains("is not there any more"));
-        std::fs::copy(&real, &own).unwrap();
-        assert!(told().await[0].message.contains("the destination runs the new one"));
+        for (is_there, started, is_blocker) in [
+            (false, own.to_str(), true),
+            (false, Some("/usr/bin/other"), false),
+            (false, None, false),
+            (true, own.to_str(), false),
+            (true, None, false),
+        ] {
+            if is_there {
+                std::fs::copy(&real, &own).unwrap();
+            }
+            let Findings { blockers, warnings } = process(pid, SourceEnds::ByItself, started).await;
+            assert_eq!((blockers.len(), warnings.len()), if is_blocker { (1, 0) } else { (0, 1) });
+            let message = blockers.first().map_or_else(|| &warnings[0].message, |blocker| &blocker.message);
+            let words = if is_there { "the destination runs the new one" } else { "is not there any more" };
+            assert!(message.contains(words), "{message}");
+            assert!(blockers.iter().all(|blocker| blocker.code == Code::NoBinary));
+        }
         child.kill().await.unwrap();
     }
 

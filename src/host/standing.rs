@@ -15,6 +15,7 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::write;
 
 use super::proc::{ProcError, proc_error, read};
+use super::supervisor::{Unit, UnitName};
 
 /// The cgroups that a process is in.
 mod cgroup;
@@ -178,13 +179,10 @@ impl Standing {
         })
     }
 
-    /// The service of systemd's that it belongs to, if it does: what is in its cgroup ends with it.
-    pub fn service(&self) -> Option<&str> {
-        // Version 1 has a hierarchy for nothing else.
-        let told =
-            self.cgroups.iter().filter(|cgroup| matches!(cgroup.hierarchy.as_str(), "" | "name=systemd"));
-        let mut units = told.filter_map(|cgroup| cgroup.path.rsplit('/').next());
-        units.find(|unit| unit.ends_with(".service"))
+    /// The service of systemd's that it belongs to, if the other does not: what is in its cgroup ends with it.
+    pub fn service_apart_from(&self, other: &Self) -> Option<UnitName> {
+        let service = Unit::among(&self.cgroups)?;
+        (Unit::among(&other.cgroups).as_ref() != Some(&service)).then_some(service.name)
     }
 
     /// How much memory it may lock.
@@ -423,18 +421,23 @@ mod tests {
     }
 
     #[test]
-    fn a_service_is_known_by_its_cgroup() {
+    fn a_service_is_known_by_its_cgroup_unless_the_other_is_in_it_too() {
         let mut own = Standing::of(i32::try_from(std::process::id()).unwrap()).unwrap();
-        for (cgroup, service) in [
-            ("0::/system.slice/vm.service", Some("vm.service")),
-            ("4:memory:/x\n1:name=systemd:/system.slice/vm@1.service\n0::/", Some("vm@1.service")),
-            ("0::/user.slice/user-0.slice/user@0.service/app.slice/run-1.scope", None),
-            ("0::/user.slice/user-0.slice/session-1.scope", None),
-            ("4:memory:/vm.service\n0::/", None),
-            ("", None),
+        let mut other = own.clone();
+        for (cgroup, others, service) in [
+            ("0::/system.slice/vm.service", "0::/", Some("vm.service")),
+            ("0::/system.slice/vm.service/qemu", "0::/system.slice/ssh.service", Some("vm.service")),
+            ("0::/system.slice/vm.service/qemu", "0::/system.slice/vm.service/.control", None),
+            ("4:memory:/x\n1:name=systemd:/system.slice/vm@1.service\n0::/", "", Some("vm@1.service")),
+            ("0::/user.slice/user-0.slice/user@0.service/app.slice/run-1.scope", "", None),
+            ("0::/user.slice/user-0.slice/session-1.scope", "", None),
+            ("4:memory:/vm.service\n0::/", "", None),
+            ("", "", None),
         ] {
             own.cgroups = Cgroup::read(cgroup, "");
-            assert_eq!(own.service(), service, "{cgroup}");
+            other.cgroups = Cgroup::read(others, "");
+            let found = own.service_apart_from(&other).map(|name| name.to_string());
+            assert_eq!(found.as_deref(), service, "{cgroup} and {others}");
         }
     }
 

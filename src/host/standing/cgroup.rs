@@ -35,7 +35,7 @@ pub struct MemoryRoom {
 
 impl Cgroup {
     /// Those that /proc/PID/cgroup tells of, with where they are by /proc/self/mountinfo.
-    pub(super) fn read(cgroup: &str, mountinfo: &str) -> Vec<Self> {
+    pub(in crate::host) fn read(cgroup: &str, mountinfo: &str) -> Vec<Self> {
         let mounts: Vec<Mount> = mountinfo.lines().filter_map(Mount::read).collect();
         let read = |line: &str| {
             // `4:memory:/machine/guest`, and `0::/machine/guest` in version 2; a path may have colons.

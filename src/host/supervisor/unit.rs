@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 
 use super::ANSWER_WITHIN;
+use crate::host::standing::Cgroup;
 
 /// The name of a unit, such as `vm.service`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,6 +66,13 @@ enum Manager {
     User(u32),
 }
 
+impl Manager {
+    /// Whoever runs in this unit.
+    fn in_unit(name: &str) -> Option<Self> {
+        name.strip_prefix("user@")?.strip_suffix(".service")?.parse().ok().map(Self::User)
+    }
+}
+
 /// A unit, and who manages it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unit {
@@ -100,30 +108,45 @@ pub(super) struct Answer {
 impl Unit {
     /// The service that a process is in; the innermost unit counts. A scope is none: nothing starts it anew.
     pub fn of(pid: i32) -> Option<Self> {
-        Self::in_text(&std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?)
+        Self::among(&cgroups(pid))
     }
 
-    /// By `/proc/PID/cgroup`: the line of systemd's own hierarchy (v1), else that of the only one (v2).
-    fn in_text(text: &str) -> Option<Self> {
-        let path = |start: &str| text.lines().find_map(|line| line.split_once(start)).map(|(_, path)| path);
-        let of_path = |path: &str| {
+    /// The service that a process in these cgroups is in.
+    pub(in crate::host) fn among(cgroups: &[Cgroup]) -> Option<Self> {
+        Self::innermost(cgroups).filter(|unit| is_of_kind(&unit.name.0, &["service"]))
+    }
+
+    /// The service or scope that a process in these cgroups is in, also in one that the unit has made for itself
+    /// (`Delegate=`).
+    fn innermost(cgroups: &[Cgroup]) -> Option<Self> {
+        paths(cgroups).find_map(|path| {
             let mut parts = path.split('/').rev();
-            let kind = |part: &str| part.rsplit_once('.').map(|(_, kind)| kind.to_owned());
-            let name =
-                parts.find(|part| kind(part).is_some_and(|kind| kind == "service" || kind == "scope"))?;
-            let user =
-                parts.find_map(|part| part.strip_prefix("user@")?.strip_suffix(".service")?.parse().ok());
-            let manager = user.map_or(Manager::System, Manager::User);
-            let is_service = kind(name).is_some_and(|kind| kind == "service");
-            Some(Self { name: name.parse().ok()?, manager }).filter(|_| is_service)
-        };
-        path(":name=systemd:").and_then(of_path).or_else(|| path("0::").and_then(of_path))
+            let name = parts.find(|part| is_of_kind(part, &["service", "scope"]))?;
+            let manager = parts.find_map(Manager::in_unit).unwrap_or(Manager::System);
+            Some(Self { name: name.parse().ok()?, manager })
+        })
     }
 
     /// The unit of this name, managed by whoever manages the one that a process is in.
     pub fn named(name: &UnitName, pid: i32) -> Self {
-        let manager = Self::of(pid).map_or(Manager::System, |unit| unit.manager);
+        let manager = Self::innermost(&cgroups(pid)).map_or(Manager::System, |unit| unit.manager);
         Self { name: name.clone(), manager }
+    }
+
+    /// Whether a process ends with it: it is in this unit, or in one below.
+    pub fn holds(&self, pid: i32) -> bool {
+        self.is_above(&cgroups(pid))
+    }
+
+    fn is_above(&self, cgroups: &[Cgroup]) -> bool {
+        paths(cgroups).any(|path| {
+            let mut manager = Manager::System;
+            path.split('/').any(|part| {
+                let is_it = part == self.name.0 && manager == self.manager;
+                manager = Manager::in_unit(part).unwrap_or(manager);
+                is_it
+            })
+        })
     }
 
     /// Asks systemd about it.
@@ -167,6 +190,20 @@ impl Unit {
     }
 }
 
+fn cgroups(pid: i32) -> Vec<Cgroup> {
+    Cgroup::read(&std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default(), "")
+}
+
+/// Where a process is in what systemd keeps: a hierarchy of its own (v1), or the only one (v2), which /proc names last.
+fn paths(cgroups: &[Cgroup]) -> impl Iterator<Item = &str> {
+    let told = cgroups.iter().filter(|cgroup| matches!(cgroup.hierarchy.as_str(), "name=systemd" | ""));
+    told.map(|cgroup| cgroup.path.as_str())
+}
+
+fn is_of_kind(unit: &str, kinds: &[&str]) -> bool {
+    unit.rsplit_once('.').is_some_and(|(_, kind)| kinds.contains(&kind))
+}
+
 impl Answer {
     fn read(text: &str) -> Option<Self> {
         let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
@@ -189,7 +226,7 @@ mod tests {
     use super::*;
 
     fn unit(text: &str) -> Option<(String, Manager)> {
-        Unit::in_text(text).map(|unit| (unit.name.to_string(), unit.manager))
+        Unit::among(&Cgroup::read(text, "")).map(|unit| (unit.name.to_string(), unit.manager))
     }
 
     #[test]
@@ -215,6 +252,29 @@ mod tests {
             "0::/system.slice/docker-0123.scope\n",
         ] {
             assert_eq!(unit(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_unit_ends_all_that_is_in_it_and_below() {
+        let unit = |name: &str, manager| Unit { name: name.parse().unwrap(), manager };
+        let (vm, users) = (unit("vm.service", Manager::System), unit("vm.service", Manager::User(7)));
+        let slice = unit("guests.slice", Manager::System);
+        let own = "/user.slice/user-7.slice/user@7.service";
+        for (unit, text, is_in_it) in [
+            (&vm, "0::/system.slice/vm.service\n".to_owned(), true),
+            (&vm, "0::/system.slice/vm.service/.control\n".to_owned(), true),
+            (&vm, "4:memory:/\n1:name=systemd:/system.slice/vm.service\n0::/\n".to_owned(), true),
+            (&vm, "4:memory:/vm.service\n0::/\n".to_owned(), false),
+            (&vm, "0::/system.slice/vm.service.d\n".to_owned(), false),
+            (&vm, "0::/user.slice/user-7.slice/session-3.scope\n".to_owned(), false),
+            (&vm, format!("0::{own}/app.slice/vm.service\n"), false),
+            (&users, format!("0::{own}/app.slice/vm.service/qemu\n"), true),
+            (&users, "0::/system.slice/vm.service\n".to_owned(), false),
+            (&slice, "0::/guests.slice/vm.service\n".to_owned(), true),
+            (&slice, "0::/\n".to_owned(), false),
+        ] {
+            assert_eq!(unit.is_above(&Cgroup::read(&text, "")), is_in_it, "{unit:?}: {text}");
         }
     }
 

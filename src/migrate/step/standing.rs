@@ -1,7 +1,7 @@
 //! What the source has from this host, and its destination is to have too.
 
 use crate::check::{Blocker, locked_memory, memory_room};
-use crate::host::{Credentials, ProcError, Standing, lockable_memory, resident_bytes};
+use crate::host::{Credentials, ProcError, Standing, UnitName, lockable_memory, resident_bytes};
 use crate::migrate::plan::CgroupsOf;
 use crate::qemu::argv::CommandLine;
 use crate::record::Warning;
@@ -15,7 +15,7 @@ pub struct Wanted {
     /// All of it.
     pub standing: Standing,
     /// The service that it is kept out of, though its source is in it.
-    service: Option<String>,
+    service: Option<UnitName>,
 }
 
 /// What the destination of this source is to have.
@@ -25,8 +25,10 @@ pub struct Wanted {
 pub fn wanted(source: i32, cgroups_of: CgroupsOf) -> Result<Wanted, ProcError> {
     let mut standing = Standing::of(source)?;
     let own = Standing::of(nix::unistd::getpid().as_raw())?;
-    let is_service = cgroups_of == CgroupsOf::Source && standing.cgroups != own.cgroups;
-    let service = standing.service().filter(|_| is_service).map(str::to_owned);
+    let service = match cgroups_of {
+        CgroupsOf::Source => standing.service_apart_from(&own),
+        CgroupsOf::Engine => None,
+    };
     if service.is_some() || cgroups_of == CgroupsOf::Engine {
         standing.cgroups = own.cgroups;
     }
@@ -54,7 +56,7 @@ pub fn blockers(
 /// What a destination that was started has instead of what it was to have.
 pub fn warning(wanted: &Wanted, destination: i32) -> Result<Option<Warning>, ProcError> {
     let mut lacking = wanted.standing.lacking(&Standing::of(destination)?);
-    let outside = |service: &String| format!("outside of {service}, with which systemd would end it");
+    let outside = |service: &UnitName| format!("outside of {service}, with which systemd would end it");
     lacking.extend(wanted.service.as_ref().map(outside));
     Ok((!lacking.is_empty()).then(|| not_taken("the destination", &lacking)))
 }

@@ -268,7 +268,10 @@ async fn see_process(
 ) -> Option<(ProcessHandle, Start)> {
     let pid = view.pid;
     let process = ProcessHandle::open(pid);
-    findings.add(check::process(pid, ends(plan)).await);
+    let started =
+        matches!(plan.destination, Destination::Start { qemu: None, made_from: MadeFrom::Source, .. })
+            .then(|| line.launcher.first().unwrap_or(&line.program).as_str());
+    findings.add(check::process(pid, ends(plan), started).await);
     findings.add(check::images(&view, &held.nodes, &held.block, &held.devices));
     let mut room = has_room(plan, source, held, &view);
     let start = match start(plan, (address, client), source, view, line).await {
