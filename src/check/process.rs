@@ -22,6 +22,11 @@ pub enum SourceEnds<'a> {
 const MOUNTS: &str = "mnt";
 /// Namespaces in which a name means another thing, as /proc calls them, with the option by which `nsenter` enters them.
 const NAMESPACES: [(&str, &str); 4] = [(MOUNTS, "-m"), ("net", "-n"), ("pid", "-p"), ("user", "-U")];
+/// Parts of the name of what asks about a QEMU, and starts none.
+const QUESTIONS: [&str; 16] = [
+    "alive", "check", "checks", "exists", "has", "is", "kill", "pid", "ping", "probe", "ready", "running",
+    "sock", "status", "stop", "wait",
+];
 /// What is called after QEMU and runs no guest.
 const TOOLS: [&str; 8] = [
     "qemu-edid",
@@ -75,10 +80,12 @@ pub async fn process(pid: i32, ends: SourceEnds<'_>, started: Option<&str>) -> F
     findings
 }
 
-/// Whether a word in a script may start a QEMU: its name, a variable with it, a script called after it.
+/// Whether a word in a script may start a QEMU: its name, or a script or variable called after it.
 fn may_start_qemu(word: &str) -> bool {
     let name = Path::new(word).file_name().and_then(|name| name.to_str()).unwrap_or(word).to_lowercase();
-    is_qemu_name(&name) || (name.contains("qemu") && !TOOLS.iter().any(|tool| name.starts_with(tool)))
+    let asks = || name.split(|letter: char| !letter.is_alphanumeric()).any(|part| QUESTIONS.contains(&part));
+    let is_tool = || TOOLS.iter().any(|tool| name.starts_with(tool));
+    is_qemu_name(&name) || (name.contains("qemu") && !is_tool() && !asks())
 }
 
 /// Whether a process's root directory and working directory are what goes by these names here.
@@ -163,7 +170,8 @@ fn supervised(by: &Supervisor) -> Blocker {
             format!(
                 "the source is the first process of its container, which ends with it; whoever restarts that {ANEW}"
             ),
-            format!("{KEEP}; stop the container then"),
+            // To stop the container would end the destination, which lives in it too.
+            KEEP.to_owned(),
         ),
         Supervisor::Inittab { line } => (
             format!("init looks after the source (/etc/inittab: {line}), and {ANEW}"),
@@ -217,7 +225,19 @@ mod tests {
         {
             assert!(may_start_qemu(word), "{word}");
         }
-        for word in ["qemu-img", "/usr/bin/qemu-nbd", "sleep", "$VM", "kvm-ok"] {
+        for word in [
+            "qemu-img",
+            "/usr/bin/qemu-nbd",
+            "sleep",
+            "$VM",
+            "kvm-ok",
+            "check_qemu",
+            "qemu_ready",
+            "qemu_is_up",
+            "./wait-for-qemu.sh",
+            "$QEMU_PID",
+            "/tmp/qemu.sock",
+        ] {
             assert!(!may_start_qemu(word), "{word}");
         }
     }
@@ -281,6 +301,7 @@ mod tests {
         {
             let blocker = supervised(&by);
             let hint = blocker.hint.clone().unwrap();
+            assert!(!hint.contains("stop the container"), "{hint}");
             assert!(
                 hint.contains("--keep-source") && format!("{blocker} {hint}").contains(words),
                 "{blocker}: {hint}"

@@ -2,21 +2,26 @@
 //!
 //! Only what stands right above a process looks after it. From a process upwards scripts and commands that wait for
 //! their child (`sudo`, `timeout`) are looked through; an interactive shell, a login or any other program ends the look,
-//! whatever is above it: the `runsv` of an ssh server does not look after what people start in their sessions.
+//! whatever is above it: the `runsv` of an ssh server does not look after what people start in their sessions. What this
+//! engine was started by ends the look too, since it does more than wait for QEMU: the script of a test, of a container.
 
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// Commands that run another one, as words.
+mod prefix;
 /// Loops in shell scripts.
 mod script;
+/// Scripts as words.
+mod token;
 /// Units of systemd: which a process is in, how it is asked for and stopped.
 mod unit;
 
 pub use unit::{Unit, UnitError, UnitName, UnitNameError};
 
-use nix::unistd::{Pid, getsid};
+use nix::unistd::{Pid, getpid, getsid};
 
 use super::proc::{command_line, executable};
 use super::process::executable_name;
@@ -123,12 +128,15 @@ struct Script {
     name: String,
     text: String,
     arguments: Vec<String>,
+    /// The variables that the shell was started with.
+    environment: Vec<(String, String)>,
 }
 
 /// Finds out who looks after a process. `is_it` knows a word by which it, or a program like it, is started.
 pub async fn supervisor(pid: i32, is_it: &dyn Fn(&str) -> bool) -> Option<Supervisor> {
     let chain = chain(pid);
-    let (found, seen_through) = look_up(&chain, is_it);
+    let engine: Vec<i32> = self::chain(getpid().as_raw()).iter().map(|process| process.pid).collect();
+    let (found, seen_through) = look_up(&chain, &engine, is_it);
     if found.is_some() {
         return found;
     }
@@ -144,8 +152,9 @@ pub async fn supervisor(pid: i32, is_it: &dyn Fn(&str) -> bool) -> Option<Superv
     }
 }
 
-/// Who is found by looking upwards, and how many processes were seen through on the way.
-fn look_up(chain: &[Facts], is_it: &dyn Fn(&str) -> bool) -> (Option<Supervisor>, usize) {
+/// Who is found by looking upwards, and how many processes were seen through on the way. `engine` is this process with
+/// all that are above it.
+fn look_up(chain: &[Facts], engine: &[i32], is_it: &dyn Fn(&str) -> bool) -> (Option<Supervisor>, usize) {
     let Some(first) = chain.first() else { return (None, 0) };
     if first.pid == 1 {
         return (Some(Supervisor::Container), 1);
@@ -169,10 +178,12 @@ fn look_up(chain: &[Facts], is_it: &dyn Fn(&str) -> bool) -> (Option<Supervisor>
         if let Some(name) = known_as(&SUPERVISORS) {
             return (Some(Supervisor::Program { pid: process.pid, name }), at + 1);
         }
-        if let Some(name) = known_as(&SHIMS) {
+        if known_as(&SHIMS).is_some() {
             // What was started in a container later on is not looked after.
-            let found = child.is_first_of_its_own.then_some(Supervisor::Program { pid: process.pid, name });
-            return (found, at + 1);
+            return (child.is_first_of_its_own.then_some(Supervisor::Container), at + 1);
+        }
+        if engine.contains(&process.pid) {
+            return (None, at + 1);
         }
         if process.pid == 1 && (process.script.is_some() || known_as(&WAITERS).is_some()) {
             return (Some(Supervisor::Container), at + 1);
@@ -181,7 +192,8 @@ fn look_up(chain: &[Facts], is_it: &dyn Fn(&str) -> bool) -> (Option<Supervisor>
             // A script that runs another one in its loop: the other one stands for what it has started.
             let called: Vec<&str> = child.names();
             let is_meant = |word: &str| is_it(word) || called.contains(&base(word));
-            if script::runs_in_a_loop(&script.text, &script.arguments, &is_meant) {
+            let Script { text, arguments, environment, .. } = script;
+            if script::runs_in_a_loop(text, arguments, environment, &is_meant) {
                 return (Some(Supervisor::Loop { pid: process.pid, script: script.name.clone() }), at + 1);
             }
         } else if known_as(&WAITERS).is_none() {
@@ -196,6 +208,7 @@ impl Facts {
     fn names(&self) -> Vec<&str> {
         let first =
             self.arguments.iter().take(2).map(|word| base(word)).filter(|name| !SHELLS.contains(name));
+        let first = first.filter(|name| !name.starts_with('-'));
         let is_shell = SHELLS.contains(&self.program.as_str());
         let own = [self.name.as_str(), self.program.as_str()]
             .into_iter()
@@ -238,8 +251,9 @@ fn chain(pid: i32) -> Vec<Facts> {
     chain
 }
 
+/// systemd calls itself so also where it was started as `/sbin/init`.
 fn is_manager(process: &Facts) -> bool {
-    process.pid == 1 || process.program == "systemd"
+    process.name == "systemd" || process.program == "systemd"
 }
 
 fn base(path: &str) -> &str {
@@ -285,22 +299,22 @@ fn reads(arguments: &[String]) -> Reads<'_> {
 
 fn script_of(pid: i32, arguments: &[String]) -> Option<Script> {
     let proc = |name: &str| PathBuf::from(format!("/proc/{pid}/{name}"));
-    match reads(arguments) {
-        Reads::Person => None,
-        Reads::Text(text, arguments) => {
-            Some(Script { name: "sh -c".to_owned(), text: text.to_owned(), arguments: arguments.to_vec() })
-        }
+    let (name, text, arguments) = match reads(arguments) {
+        Reads::Person => return None,
+        Reads::Text(text, arguments) => ("sh -c", text.to_owned(), arguments),
         Reads::File(name, arguments) => {
             // By the descriptor that the shell reads it by (bash, dash), which no `cd` leads astray.
             let by_name = proc("cwd").join(name);
             let text = [by_name, proc("fd/255"), proc("fd/10")].iter().find_map(|path| read_file(path))?;
-            Some(Script { name: name.to_owned(), text, arguments: arguments.to_vec() })
+            (name, text, arguments)
         }
-        Reads::Input => {
-            let text = read_file(&proc("fd/0"))?;
-            Some(Script { name: "its standard input".to_owned(), text, arguments: Vec::new() })
-        }
-    }
+        Reads::Input => ("its standard input", read_file(&proc("fd/0"))?, [].as_slice()),
+    };
+    let variables = std::fs::read(proc("environ")).unwrap_or_default();
+    let variables = String::from_utf8_lossy(&variables);
+    let variable = |text: &str| text.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let environment = variables.split('\0').filter_map(variable).collect();
+    Some(Script { name: name.to_owned(), text, arguments: arguments.to_vec(), environment })
 }
 
 /// A plain file's text; nothing else is opened for long.
@@ -340,14 +354,19 @@ mod tests {
     }
 
     fn with_script(mut process: Facts, text: &str) -> Facts {
-        process.script = Some(Script { name: "start".into(), text: text.into(), arguments: Vec::new() });
+        process.script = Some(Script { name: "start".into(), text: text.into(), ..Script::default() });
         process
     }
 
     fn found(above: Vec<Facts>) -> Option<Supervisor> {
+        found_by(&[], above)
+    }
+
+    /// By an engine that is one of these processes, or below them.
+    fn found_by(engine: &[i32], above: Vec<Facts>) -> Option<Supervisor> {
         let mut chain = vec![process(100, "qemu-system-x86", "qemu-system-x86_64", &["qemu-system-x86_64"])];
         chain.extend(above);
-        look_up(&chain, &is_qemu).0
+        look_up(&chain, engine, &is_qemu).0
     }
 
     fn systemd() -> Facts {
@@ -411,11 +430,11 @@ mod tests {
     fn a_container_ends_with_its_first_process() {
         let shim = || process(9, "containerd-shim", "containerd-shim-runc-v2", &["containerd-shim-runc-v2"]);
         let mut first = process(100, "qemu-system-x86", "qemu-system-x86_64", &[]);
-        assert_eq!(look_up(&[first.clone(), shim()], &is_qemu).0, None, "docker exec");
+        assert_eq!(look_up(&[first.clone(), shim()], &[], &is_qemu).0, None, "docker exec");
         first.is_first_of_its_own = true;
-        assert!(look_up(&[first.clone(), shim()], &is_qemu).0.is_some());
+        assert_eq!(look_up(&[first.clone(), shim()], &[9], &is_qemu).0, Some(Supervisor::Container));
         first.pid = 1;
-        assert_eq!(look_up(&[first], &is_qemu).0, Some(Supervisor::Container));
+        assert_eq!(look_up(&[first], &[], &is_qemu).0, Some(Supervisor::Container));
     }
 
     #[test]
@@ -426,6 +445,58 @@ mod tests {
         assert_eq!(found(vec![tini.clone()]), None, "started by somebody who has ended");
         tini.name = "supervisord".to_owned();
         assert_eq!(found(vec![tini]), None);
+    }
+
+    #[test]
+    fn whoever_has_started_the_engine_too_does_not_look_after_the_source() {
+        let again = "while :; do qemu-system-x86_64 & qmigrate migrate qmp; done";
+        let soak = || with_script(process(50, "soak", "bash", &["bash", "soak"]), again);
+        let first = |text: &str| with_script(process(1, "sh", "dash", &["sh", "ci.sh"]), text);
+        let tini = || process(1, "tini", "tini", &["tini", "--", "sh", "ci.sh"]);
+        let starts =
+            || with_script(process(60, "start", "dash", &["sh", "start"]), "exec qemu-system-x86_64");
+        for (engine, above) in [
+            (&[90, 50, 1][..], vec![soak(), systemd()]),
+            (&[90, 50, 1], vec![starts(), soak(), systemd()]),
+            (&[90, 1], vec![first("qemu-system-x86_64 & qmigrate migrate qmp")]),
+            (&[90, 50, 1], vec![soak(), tini()]),
+            (&[90, 50, 1], vec![tini()]),
+            (&[90, 50], vec![process(90, "qmigrate", "qmigrate", &["qmigrate"]), soak()]),
+        ] {
+            assert_eq!(found_by(engine, above.clone()), None, "{above:?}");
+        }
+        let loops = with_script(process(60, "start", "dash", &["sh", "start"]), "while :; do qemu; done");
+        let supervisord = process(1, "supervisord", "python3.11", &["python3", "/usr/bin/supervisord"]);
+        for (engine, above) in [
+            (&[90, 50, 1][..], vec![loops, soak()]),
+            (&[90, 80], vec![soak(), systemd()]),
+            (&[90], vec![first("qemu-system-x86_64")]),
+            (&[90, 70, 1], vec![supervisord]),
+        ] {
+            assert!(found_by(engine, above.clone()).is_some(), "{above:?}");
+        }
+        assert!(is_manager(&systemd()) && !is_manager(&tini()) && !is_manager(&first("")));
+    }
+
+    #[test]
+    fn an_option_is_no_name_and_the_environment_is_known() {
+        let qemu = process(100, "vm", "vm", &["/srv/vm", "-S"]);
+        assert_eq!(qemu.names(), ["vm", "vm", "vm"]);
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", "echo; read line; exit", "x", "y"])
+            .env("VM", "/opt/a=b")
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It is a shell by then, with its arguments.
+        child.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        let script = Facts::read(pid).unwrap().0.script.unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!((script.name.as_str(), script.arguments), ("sh -c", vec!["x".to_owned(), "y".to_owned()]));
+        assert!(script.environment.contains(&("VM".to_owned(), "/opt/a=b".to_owned())));
     }
 
     #[test]
