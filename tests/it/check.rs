@@ -159,14 +159,17 @@ fn another_file_in_the_place_of_an_image_or_of_memory_is_refused() {
     let make = |path| std::fs::File::create(path).unwrap().set_len(1 << 20).unwrap();
     make(&image);
     let drive = format!("if=virtio,format=raw,file={}", image.display());
-    let object = format!("memory-backend-file,id=m,size=1M,share=on,mem-path={}", memory.display());
-    let source = Source::start(&qemu, &["-drive", &drive, "-object", &object]);
+    let object = format!("memory-backend-file,id=m,size=32M,share=on,mem-path={}", memory.display());
+    // One that nothing uses is no part of the guest: QEMU 10.0 under TCG crashes in one move of ten with such a one
+    // (`tlb_reset_dirty_range_all`), shared or not.
+    let source =
+        Source::start(&qemu, &["-drive", &drive, "-object", &object, "-machine", "memory-backend=m"]);
     // Once it answers it has opened both.
     source.monitor().ask("query-status");
     for (path, code) in [(&image, "image-gone"), (&memory, "shared-memory")] {
         let away = path.with_extension("away");
         std::fs::rename(path, &away).unwrap();
-        make(path);
+        std::fs::copy(&away, path).unwrap();
         let told = typed("check", source.qmp().to_str().unwrap(), &["--json"]);
         assert_eq!((told.code, told.codes("blocker")), (Some(2), vec![code]), "{told:?}");
         std::fs::rename(&away, path).unwrap();
