@@ -27,6 +27,8 @@ mod start;
 
 /// Starts a second QEMU with the source's own words but for the monitor in its place, as one would by hand.
 fn copy(source: &Source) -> Process {
+    // A monitor accepts before the later sockets are there; once it answers the source has all that it is to have.
+    source.monitor().ask("query-status");
     let own = |word: &OsString| {
         let monitor = |name: &str| format!("unix:{},", source.place.at(name).display());
         word.to_string_lossy().replace(&monitor("qmp"), &monitor("copy")).into()

@@ -59,6 +59,9 @@ async fn a_copy_in_preconfig_takes_no_guest_and_a_rewritten_one_does() {
     let Some(qemu) = qemu_or_skip("a_copy_in_preconfig") else { return };
     let source = Source::start(&qemu, &["-preconfig"]);
     source.monitor().ask("x-exit-preconfig");
+    let mut monitor = source.monitor();
+    wait_for("its machine", || monitor.attempt("query-kvm", &json!({})).ok());
+    drop(monitor);
     let _copy = copy_waits(&source);
     let address = format!("unix:{}", source.place.at("copy").display()).parse().unwrap();
     let client = Client::connect(&address, Leg::Destination, Deadlines::default()).await.unwrap();
