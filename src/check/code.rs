@@ -68,6 +68,7 @@ codes! {
     Blocked = "blocked", "QEMU says that this guest cannot be migrated";
     Colo = "colo", "the guest is to be kept twice (x-colo), and not to be moved";
     TcgLosesWrites = "tcg-loses-writes", "a guest moved live under TCG by this QEMU loses writes";
+    UnusedMemory = "unused-memory", "memory that no device uses: a live move may crash QEMU";
     Dialect = "dialect", "the QEMU cannot be told its limits in these words";
 
     // What the source has that a second QEMU cannot have.

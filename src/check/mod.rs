@@ -35,7 +35,7 @@ pub use images::images;
 pub use ports::{incoming_port, ports};
 pub use process::{SourceEnds, process};
 pub use program::{Program, older_qemu};
-pub use source::{Intent, findings};
+pub use source::{Intent, findings, unused_memory};
 pub use standing::{locked_memory, memory_room};
 
 use std::fmt;

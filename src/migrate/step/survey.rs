@@ -25,6 +25,7 @@ use crate::migrate::journal;
 use crate::migrate::plan::{Destination, Incoming, MadeFrom, Mode, Plan, Risks, SourceAfter};
 use crate::migrate::side::{Contact, Side};
 use crate::qemu::argv::CommandLine;
+use crate::qemu::hardware::unused_memory;
 use crate::qemu::repetition::Repetition;
 use crate::qemu::rewrite::Rewritten;
 use crate::qemu::{ANSWER_WITHIN, Inventory, Located, locate};
@@ -229,7 +230,8 @@ async fn see(plan: &Plan, located: Located, findings: &mut Findings) -> Seen {
         return seen;
     }
     let events = client.events();
-    let (inventory, held) = tokio::join!(Inventory::take(&client), Holdings::ask(&client));
+    let (inventory, held, unused) =
+        tokio::join!(Inventory::take(&client), Holdings::ask(&client), unused_memory(&client));
     let source = match inventory {
         Ok(inventory) => inventory,
         Err(error) => {
@@ -238,6 +240,10 @@ async fn see(plan: &Plan, located: Located, findings: &mut Findings) -> Seen {
         }
     };
     findings.add(check::findings(&source, intent(plan)));
+    match unused {
+        Ok(unused) => findings.add(check::unused_memory(&source, &unused, intent(plan))),
+        Err(error) => findings.block(error),
+    }
     match source.dialect.limits_by(plan.dialect) {
         Ok(limits_by) => seen.limits_by = Some(limits_by),
         Err(error) => findings.block(error),
