@@ -38,8 +38,13 @@ impl Watchdog {
         self.asked_at.get_or_insert(now);
     }
 
-    /// It answered.
-    pub fn answered(&mut self) {
+    /// It answered. After a silence the stream is watched anew: a source that does not answer holds its big lock, as for
+    /// a look at its bitmap, and with it its own stream too; such a time on a busy machine is no dead link (run on 10.0
+    /// under TCG, with ten busy threads on two cores: over 3 s).
+    pub fn answered(&mut self, now: Instant) {
+        if self.has_been_silent(now) {
+            self.moved = None;
+        }
         self.asked_at = None;
     }
 
@@ -81,9 +86,12 @@ impl Watchdog {
     /// Whether nothing has been sent for as long as a dead link would send nothing. In a blackout the figures are old, and
     /// its bound counts: up to 7.2 no status tells that it has begun, but the monitor is silent.
     pub fn link_is_dead(&self, now: Instant) -> bool {
-        let is_silent = self.asked_at.is_some_and(|asked| now.duration_since(asked) > SILENCE);
-        let may_be_blackout = self.stopped_at.is_some() || is_silent;
+        let may_be_blackout = self.stopped_at.is_some() || self.has_been_silent(now);
         !may_be_blackout && self.moved.is_some_and(|(_, since)| now.duration_since(since) > DEAD_LINK)
+    }
+
+    fn has_been_silent(&self, now: Instant) -> bool {
+        self.asked_at.is_some_and(|asked| now.duration_since(asked) > SILENCE)
     }
 }
 
@@ -101,7 +109,7 @@ mod tests {
         watchdog.asked(start);
         watchdog.asked(start + BOUND);
         assert_eq!(watchdog.blackout_over_at(), Some(start + BOUND));
-        watchdog.answered();
+        watchdog.answered(start + BOUND);
         assert_eq!(watchdog.blackout_over_at(), None);
     }
 
@@ -111,7 +119,7 @@ mod tests {
         let mut watchdog = Watchdog::new(BOUND);
         watchdog.asked(start);
         watchdog.stopped(start + Duration::from_secs(1));
-        watchdog.answered();
+        watchdog.answered(start + Duration::from_secs(1));
         assert_eq!(watchdog.blackout_over_at(), Some(start + BOUND));
         watchdog.runs();
         assert_eq!(watchdog.blackout_over_at(), None);
@@ -127,5 +135,32 @@ mod tests {
         assert!(watchdog.link_is_dead(late));
         watchdog.sent(101, late);
         assert!(!watchdog.link_is_dead(late));
+    }
+
+    #[test]
+    fn a_source_that_was_silent_for_long_has_its_link_watched_anew() {
+        let start = Instant::now();
+        let late = start + DEAD_LINK + Duration::from_millis(1);
+        let mut watchdog = Watchdog::new(BOUND);
+        watchdog.sent(100, start);
+        watchdog.asked(start + Duration::from_millis(50));
+        assert!(!watchdog.link_is_dead(late), "it may be a blackout");
+        watchdog.answered(late);
+        watchdog.sent(100, late);
+        assert!(!watchdog.link_is_dead(late + DEAD_LINK));
+        assert!(watchdog.link_is_dead(late + DEAD_LINK + Duration::from_millis(1)));
+    }
+
+    #[test]
+    fn answers_that_come_soon_hide_no_dead_link() {
+        let start = Instant::now();
+        let mut watchdog = Watchdog::new(BOUND);
+        for step in 0..31 {
+            let now = start + Duration::from_millis(step * 100);
+            watchdog.asked(now);
+            watchdog.answered(now + Duration::from_millis(90));
+            watchdog.sent(100, now);
+        }
+        assert!(watchdog.link_is_dead(start + DEAD_LINK + Duration::from_millis(1)));
     }
 }

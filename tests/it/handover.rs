@@ -8,8 +8,8 @@ use std::os::unix::net::UnixStream;
 
 use crate::lab::{Ended, Lab, SOON, command, kill_for_certain, lives, run, settings, signal, until};
 
-/// The default grace: 2 s at least.
-const GRACE: Duration = Duration::from_secs(2);
+/// The default grace: the budget once more, and 2 s at least.
+const LEAST_GRACE: Duration = Duration::from_secs(2);
 /// How much later than budget and grace the source may run again.
 const MARGIN: Duration = Duration::from_secs(1);
 
@@ -19,7 +19,10 @@ async fn back_and_again(lab: &Lab, ended: &Ended, destination: i32, budget: Dura
     assert_eq!(ended.result()["guest"], "running_on_source", "{ended:?}");
     let source = lab.source();
     let stood = lab.subject.observer.heart(source).unwrap().worst_gap.unwrap().length();
-    assert!(stood < budget + GRACE + MARGIN, "the guest stood still for {stood:?}: {ended:?}");
+    assert!(
+        stood < budget + LEAST_GRACE.max(budget) + MARGIN,
+        "the guest stood still for {stood:?}: {ended:?}"
+    );
     lab.beats_on(source);
     assert!(!lives(destination), "the destination is gone");
     assert!(
@@ -54,11 +57,12 @@ fn state_of(pid: i32) -> char {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_destination_frozen_in_the_final_copy_gives_the_guest_back_within_budget_and_grace() {
-    let Some(lab) = Lab::start("frozen_in_the_final_copy", 512, None).await else { return };
-    let budget = Duration::from_secs(1);
+    let Some(lab) = Lab::start("frozen_in_the_final_copy", 256, None).await else { return };
+    let budget = Duration::from_secs(3);
     let before = settings(&lab.subject.connect().await.unwrap()).await;
-    // The final copy of half a gibibyte takes a few hundred milliseconds; the engine is held as it hears of it.
-    let mut engine = lab.migrate_held("switchover", &["--max-downtime", "1s"]);
+    // The final copy of a quarter of a gibibyte takes a few hundred milliseconds, on a busy machine more than a second;
+    // the engine is held as it hears of it.
+    let mut engine = lab.migrate_held("switchover", &["--max-downtime", "3s"]);
     let hold = engine.wait();
     let destination = lab.destination();
     signal(destination, Signal::SIGSTOP);

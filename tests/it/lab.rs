@@ -262,6 +262,7 @@ impl Held {
                     if self.child.try_wait().unwrap().is_some() {
                         let mut said = String::new();
                         self.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+                        self.child.stdout.take().unwrap().read_to_string(&mut said).unwrap();
                         panic!("the engine ended before the hold point: {said}");
                     }
                     std::thread::sleep(Duration::from_millis(1));

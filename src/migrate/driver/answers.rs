@@ -1,6 +1,6 @@
 //! Answers that have come, each turned into what it says of its side.
 
-use super::{Answer, Driver, on};
+use super::{Answer, Driver, now, on};
 use crate::migrate::phase::{Input, Phase, Retreat, Seen};
 use crate::qmp::words::{MigrationInfo, MigrationStatus, RunState};
 use crate::qmp::{CallError, Leg};
@@ -9,7 +9,7 @@ impl Driver<'_> {
     pub(super) async fn answer(&mut self, answer: Answer) {
         match answer {
             Answer::Asked(Ok(info)) => {
-                self.watchdog.answered();
+                self.watchdog.answered(now());
                 self.sample(&info).await;
                 self.status(Leg::Source, &info).await;
                 self.never_started(&info).await;
@@ -61,7 +61,7 @@ impl Driver<'_> {
             Answer::Asked(Err(
                 CallError::Refused { .. } | CallError::Unreadable { .. } | CallError::Late { .. },
             )) => {
-                self.watchdog.answered();
+                self.watchdog.answered(now());
             }
             Answer::Started(Err(error)) => {
                 tracing::debug!(%error, "not answered");

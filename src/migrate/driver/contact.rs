@@ -68,7 +68,7 @@ impl Driver<'_> {
         tracing::info!(%leg, "connected anew");
         if leg == Leg::Source {
             self.source_changes += 1;
-            self.watchdog.answered();
+            self.watchdog.answered(now());
         }
         if !self.is_lost(Leg::Source) && !self.is_lost(Leg::Destination) {
             self.reach_by = None;
