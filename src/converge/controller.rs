@@ -6,6 +6,7 @@ use super::bandwidth::{Bandwidth, as_f64};
 use super::curve::{Bound, DirtyCurve};
 use super::forecast::{Course, Prospect};
 use super::passes::Passes;
+use super::policy::{Policy, Throttle, Wish};
 use crate::record::{Choice, Forecast, Sample};
 use crate::units::{DowntimeMs, show_bytes, show_duration};
 
@@ -88,52 +89,6 @@ impl Controller {
     /// The `downtime-limit` that should be in force, in milliseconds.
     pub fn limit_ms(&self) -> u64 {
         self.limit_ms
-    }
-
-    /// The rate of the stream as measured, in bytes per second; 0 while there is no measurement.
-    pub fn stream_bytes_per_second(&self) -> u64 {
-        self.bandwidth.bytes_per_second()
-    }
-
-    /// The budgets in force.
-    pub fn budget(&self) -> Budget {
-        self.budget
-    }
-
-    /// Takes new budgets; the limit falls at once where it is now too high.
-    pub fn set_budget(&mut self, budget: Budget) {
-        self.budget = budget;
-        self.limit_ms = self.limit_ms.min(budget.largest_limit_ms());
-        self.stalled_passes = 0;
-        self.given_up = false;
-    }
-
-    /// Takes in a sample; says what is to be done, if anything is. Times are milliseconds since streaming began.
-    pub fn observe(&mut self, sample: &Sample, streaming_ms: f64) -> Option<Verdict> {
-        self.bandwidth.observe(sample.at_ms, sample.transferred_bytes);
-        self.passes.observe(sample);
-        if self.given_up {
-            return None;
-        }
-        if let Some(max_time) = self.budget.max_time
-            && streaming_ms > max_time.as_secs_f64() * 1e3
-        {
-            self.given_up = true;
-            let reason = format!("the time budget of {} is spent", humantime::format_duration(max_time));
-            return Some(Verdict { choice: Choice::OutOfTime, reason, forecast: None });
-        }
-        if sample.passes <= self.pass {
-            return None;
-        }
-        let first = self.pass == 0;
-        self.pass = sample.passes;
-        // The first pass sends all of memory; it says nothing of what the guest dirties.
-        if first && sample.passes <= 1 { None } else { self.judge_pass(sample.remaining_bytes, streaming_ms) }
-    }
-
-    /// Takes in how much the guest dirtied in a window that was sampled beside the stream and has just ended.
-    pub fn observe_sampled(&mut self, at_ms: f64, length_ms: f64, dirtied_bytes: f64) {
-        self.passes.sampled(at_ms, length_ms, dirtied_bytes);
     }
 
     fn judge_pass(&mut self, remaining_bytes: u64, streaming_ms: f64) -> Option<Verdict> {
@@ -246,6 +201,52 @@ impl Controller {
             self.budget.max_downtime
         );
         Verdict { choice: Choice::Infeasible { smallest_downtime_ms }, reason, forecast: None }
+    }
+}
+
+impl Policy for Controller {
+    fn wish(&self) -> Wish {
+        Wish { downtime_limit_ms: self.limit_ms, throttle: Throttle::Never }
+    }
+
+    fn stream_bytes_per_second(&self) -> u64 {
+        self.bandwidth.bytes_per_second()
+    }
+
+    /// Takes new budgets; the limit falls at once where it is now too high.
+    fn set_budget(&mut self, budget: Budget) {
+        self.budget = budget;
+        self.limit_ms = self.limit_ms.min(budget.largest_limit_ms());
+        self.stalled_passes = 0;
+        self.given_up = false;
+    }
+
+    /// Takes in a sample; says what is to be done, if anything is. Times are milliseconds since streaming began.
+    fn observe(&mut self, sample: &Sample, streaming_ms: f64) -> Option<Verdict> {
+        self.bandwidth.observe(sample.at_ms, sample.transferred_bytes);
+        self.passes.observe(sample);
+        if self.given_up {
+            return None;
+        }
+        if let Some(max_time) = self.budget.max_time
+            && streaming_ms > max_time.as_secs_f64() * 1e3
+        {
+            self.given_up = true;
+            let reason = format!("the time budget of {} is spent", humantime::format_duration(max_time));
+            return Some(Verdict { choice: Choice::OutOfTime, reason, forecast: None });
+        }
+        if sample.passes <= self.pass {
+            return None;
+        }
+        let first = self.pass == 0;
+        self.pass = sample.passes;
+        // The first pass sends all of memory; it says nothing of what the guest dirties.
+        if first && sample.passes <= 1 { None } else { self.judge_pass(sample.remaining_bytes, streaming_ms) }
+    }
+
+    /// Takes in how much the guest dirtied in a window that was sampled beside the stream and has just ended.
+    fn observe_sampled(&mut self, at_ms: f64, length_ms: f64, dirtied_bytes: f64) {
+        self.passes.sampled(at_ms, length_ms, dirtied_bytes);
     }
 }
 

@@ -12,16 +12,18 @@ mod bandwidth;
 mod curve;
 /// What a migration will take from here on.
 mod forecast;
-/// The limit that starts low and rises only within the budget.
+/// The passes of one migration as windows in which the guest dirtied memory.
+mod passes;
+/// What decides: samples in, wishes and verdicts out.
+mod policy;
+/// Ours: the limit that starts low and rises only within the budget.
 mod controller;
 /// QEMU's migration loop without QEMU: passes, blackout and cost of a migration in a few milliseconds.
 pub mod simulator;
-
-/// The passes of one migration as windows in which the guest dirtied memory.
-mod passes;
 
 pub use bandwidth::Bandwidth;
 pub use controller::{Budget, Controller, Verdict};
 pub use curve::{Bound, DirtyCurve, Window};
 pub use forecast::{Course, Feasible, Prospect};
 pub use passes::Passes;
+pub use policy::{AutoConverge, Consent, Consents, Policy, Throttle, Wish};

@@ -76,7 +76,7 @@ mod migration;
 mod numbers;
 /// What one QEMU was told before it started, and what its work costs.
 mod qemu;
-/// A controller that is played against a simulator.
+/// A policy that is played against a simulator.
 mod run;
 /// QEMU's throttle: all processors alike run 10 ms, then sleep.
 mod throttle;

@@ -40,7 +40,7 @@ use super::plan::{Limits, Mode};
 use super::side::{Contact, LAST_BREATH, Side, Word};
 use super::watchdog::Watchdog;
 use crate::check::chain;
-use crate::converge::Controller;
+use crate::converge::{Policy, Wish};
 use crate::qmp::words::{MigrationInfo, Notice, RunState, StatusInfo};
 use crate::qmp::{CallError, Client, Heard, Leg};
 
@@ -113,7 +113,9 @@ pub struct Driver<'a> {
     history: &'a mut History,
     orders: &'a mut Orders,
     limits: Limits,
-    controller: Controller,
+    policy: Box<dyn Policy>,
+    /// How the source is set, as far as has been sent.
+    wish: Wish,
     ledger: &'a mut dyn Ledger,
     is_ledger_lost: bool,
     watchdog: Watchdog,
@@ -146,6 +148,7 @@ impl<'a> Driver<'a> {
         (source, destination): (Side, Side),
         phase: Phase,
         limits: Limits,
+        policy: Box<dyn Policy>,
         history: &'a mut History,
         orders: &'a mut Orders,
         ledger: &'a mut dyn Ledger,
@@ -158,7 +161,8 @@ impl<'a> Driver<'a> {
             phase,
             orders,
             limits,
-            controller: Controller::new(limits.budget()),
+            wish: policy.wish(),
+            policy,
             ledger,
             is_ledger_lost: false,
             watchdog: Watchdog::new(limits.longest_blackout()),

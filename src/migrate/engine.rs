@@ -20,7 +20,6 @@ use super::step::prepare::{self, Originals, PrepareError, Settings};
 use super::step::survey::Source;
 use super::step::{self, destination, finish, survey};
 use crate::check::{Blocker, Code, chain};
-use crate::converge::Controller;
 use crate::host::PrivateDirectory;
 use crate::qemu::rewrite::Memory;
 use crate::qemu::twin;
@@ -162,7 +161,7 @@ async fn with_destination(
     let guest = Guest { at_source: look(&mut sides.0).await, at_destination: plan.at_destination };
     let phase = Phase::Streaming(guest);
     let written = journal.write(&Step::Phase { phase });
-    let driver = Driver::new(sides, phase, plan.limits, history, orders, *journal);
+    let driver = Driver::new(sides, phase, plan.limits, plan.limits.policy(), history, orders, *journal);
     let (conclusion, source, destination) = match written {
         Ok(()) => driver.run(&uri, plan.mode).await,
         Err(error) => driver.give_up(&chain(&error)),
@@ -218,8 +217,7 @@ async fn prepare_both(
     for (name, why) in &agreement.dropped {
         history.warn("switched-off", format!("the source's '{name}' is off for this migration: {why}"), None);
     }
-    let limits =
-        QemuLimits::both(Controller::new(plan.limits.budget()).limit_ms(), plan.limits.max_bandwidth);
+    let limits = QemuLimits::both(plan.limits.policy().wish().downtime_limit_ms, plan.limits.max_bandwidth);
     match prepare::source(&source.client, source.limits_by, limits, &agreement).await {
         Ok(()) => Ok((uri, originals)),
         Err(error) => Err(Unready { originals: Some(originals), blockers: vec![held.blame(error.into())] }),

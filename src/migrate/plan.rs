@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::converge::Budget;
+use crate::converge::{Budget, Controller, Policy};
 use crate::host::UnitName;
 use crate::migrate::phase::AtDestination;
 use crate::qemu::QemuName;
@@ -56,6 +56,11 @@ impl Limits {
     /// What the controller has to keep to.
     pub fn budget(self) -> Budget {
         Budget { max_downtime: self.max_downtime, max_time: self.max_time }
+    }
+
+    /// What decides within them.
+    pub fn policy(self) -> Box<dyn Policy> {
+        Box::new(Controller::new(self.budget()))
     }
 }
 

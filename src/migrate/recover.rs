@@ -75,7 +75,7 @@ async fn mend(story: Story, source: &Source, services: &mut Services<'_>) -> Res
     // Taken up where it stands, and brought to its end as its own engine would have.
     let Services { history, orders, journal, observed } = services;
     let limits = Limits::of(&story.begun.request);
-    let driver = Driver::new((from, to), phase, limits, history, orders, *journal);
+    let driver = Driver::new((from, to), phase, limits, limits.policy(), history, orders, *journal);
     let (mut conclusion, from, to) = driver.resume().await;
     if conclusion.phase == Phase::Undecided(MayRun::Destination) && to.process.has_ended() {
         // It may have run there, and nobody will ever know more; unless somebody has run it on its source since.

@@ -105,7 +105,12 @@ pub enum Choice {
     OutOfTime,
     /// Go on as it is.
     Wait,
-    /// A person stopped the guest so that what is left can be sent.
+    /// Slow the guest down by so many per cent; 0 is no more.
+    Throttle {
+        /// Of the guest's time, in per cent.
+        percent: u8,
+    },
+    /// Stop the guest so that what is left can be sent: a person asked for it, or has consented to it.
     Pause,
     /// A person changed a budget.
     Budget,

@@ -251,7 +251,8 @@ fn driver<'a>(
     book: &'a mut Book,
 ) -> Driver<'a> {
     let guest = Guest { at_source: AtSource::Running, at_destination: AtDestination::AsBefore };
-    Driver::new(sides, Phase::Streaming(guest), Limits::default(), history, orders, book)
+    let limits = Limits::default();
+    Driver::new(sides, Phase::Streaming(guest), limits, limits.policy(), history, orders, book)
 }
 
 async fn connect(streams: [tokio::io::DuplexStream; 2]) -> [Client; 2] {

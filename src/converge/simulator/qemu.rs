@@ -1,5 +1,6 @@
 //! What one QEMU was told before it started, and what its work costs.
 
+pub use crate::converge::AutoConverge;
 use crate::units::Rate;
 
 /// A source QEMU. The default is QEMU 10.0 as it comes, with the costs of TCG on the machine on which the recorded
@@ -18,19 +19,6 @@ pub struct Qemu {
     pub look_anew_every_ms: Option<f64>,
     /// What its work costs.
     pub costs: Costs,
-}
-
-/// The parameters of auto-converge, in per cent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct AutoConverge {
-    /// `cpu-throttle-initial`.
-    pub initial_percent: u64,
-    /// `cpu-throttle-increment`.
-    pub increment_percent: u64,
-    /// `max-cpu-throttle`. With [`AutoConverge::BY_HAND`] it is what sets, lowers and releases the throttle.
-    pub maximum_percent: u64,
-    /// `throttle-trigger-threshold`: of what was sent so much must have been dirtied.
-    pub threshold_percent: u64,
 }
 
 /// What QEMU's work costs, in milliseconds and bytes per millisecond.
@@ -53,13 +41,6 @@ pub struct Costs {
 }
 
 impl AutoConverge {
-    /// QEMU's own: 20 %, then 10 % more each time, up to 99 %.
-    pub const DEFAULT: Self =
-        Self { initial_percent: 20, increment_percent: 10, maximum_percent: 99, threshold_percent: 50 };
-    /// On, and doing nothing until the maximum is raised: the throttle is then what the maximum says.
-    pub const BY_HAND: Self =
-        Self { initial_percent: 1, increment_percent: 99, maximum_percent: 1, threshold_percent: 1 };
-
     /// What the throttle becomes when it is triggered (`mig_throttle_guest_down`).
     pub(super) fn after(self, percent: u64) -> u64 {
         let next = if percent == 0 { self.initial_percent } else { percent + self.increment_percent };

@@ -1,13 +1,13 @@
-//! A controller that is played against a simulator, as the driver plays it against a QEMU.
+//! A policy that is played against a simulator, as the driver plays it against a QEMU.
 
 use super::{Command, Event, Outcome, Simulator};
-use crate::converge::{Controller, Verdict};
+use crate::converge::{Policy, Throttle, Verdict, Wish};
 use crate::record::Choice;
 
-/// A controller that has come to no end by then never will: the migration is cancelled.
+/// A policy that has come to no end by then never will: the migration is cancelled.
 const LONGEST_MS: f64 = 3_600_000.0;
 
-/// What became of a controller's migration.
+/// What became of a policy's migration.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Run {
     /// The end.
@@ -16,10 +16,12 @@ pub struct Run {
     pub verdicts: Vec<(f64, Verdict)>,
 }
 
-/// Drives a migration to its end by what a controller says.
-pub fn run(mut simulator: Simulator, controller: &mut Controller) -> Run {
+/// Drives a migration to its end by what a policy says. Whether QEMU's throttle can be used is a matter of how the
+/// simulator's QEMU was started, as with a real one.
+pub fn run(mut simulator: Simulator, policy: &mut dyn Policy) -> Run {
     let mut verdicts = Vec::new();
-    simulator.command(Command::DowntimeLimit { ms: controller.limit_ms() });
+    let mut in_force = policy.wish();
+    simulator.command(Command::DowntimeLimit { ms: in_force.downtime_limit_ms });
     loop {
         let mut sample = match simulator.step() {
             Event::Ended(outcome) => return Run { outcome, verdicts },
@@ -28,16 +30,32 @@ pub fn run(mut simulator: Simulator, controller: &mut Controller) -> Run {
         if sample.at_ms > LONGEST_MS {
             simulator.command(Command::Cancel);
         }
-        sample.stream_bytes_per_second = controller.stream_bytes_per_second();
-        let Some(verdict) = controller.observe(&sample, sample.at_ms) else { continue };
+        sample.stream_bytes_per_second = policy.stream_bytes_per_second();
+        let verdict = policy.observe(&sample, sample.at_ms);
+        for command in changes(in_force, policy.wish()) {
+            simulator.command(command);
+        }
+        in_force = policy.wish();
+        let Some(verdict) = verdict else { continue };
         match verdict.choice {
-            Choice::Limit { downtime_limit_ms } => {
-                simulator.command(Command::DowntimeLimit { ms: downtime_limit_ms });
-            }
             Choice::Infeasible { .. } | Choice::OutOfTime => simulator.command(Command::Cancel),
-            // A person's choices but for the first, which changes nothing.
-            Choice::Wait | Choice::Pause | Choice::Budget => {}
+            Choice::Pause => simulator.command(Command::Stop),
+            // What they change is in the wish.
+            Choice::Limit { .. } | Choice::Throttle { .. } | Choice::Wait | Choice::Budget => {}
         }
         verdicts.push((sample.at_ms, verdict));
     }
+}
+
+/// What is to be told so that another wish is in force.
+fn changes(before: Wish, after: Wish) -> impl Iterator<Item = Command> {
+    let limit = (before.downtime_limit_ms != after.downtime_limit_ms)
+        .then_some(Command::DowntimeLimit { ms: after.downtime_limit_ms });
+    let throttle = match after.throttle {
+        Throttle::ByHand { percent } if before.throttle != after.throttle => {
+            Some(Command::MaxThrottle { percent: u64::from(percent.max(1)) })
+        }
+        Throttle::ByHand { .. } | Throttle::Never | Throttle::Automatic(_) => None,
+    };
+    limit.into_iter().chain(throttle)
 }

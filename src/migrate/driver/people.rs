@@ -39,7 +39,7 @@ impl Driver<'_> {
                 if let Some(rate) = limits.max_bandwidth_bytes_per_second {
                     self.limits.max_bandwidth = Some(rate);
                 }
-                self.controller.set_budget(self.limits.budget());
+                self.policy.set_budget(self.limits.budget());
                 self.watchdog.set_longest_blackout(self.limits.longest_blackout());
                 self.record(Choice::Budget, "asked for: new limits", None);
                 self.set_limits(Some(order));

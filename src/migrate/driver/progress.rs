@@ -27,8 +27,8 @@ impl Driver<'_> {
             total_bytes: ram.total_bytes,
             passes: ram.dirty_sync_count,
             dirty_bytes_per_second: ram.dirty_pages_per_second * ram.page_size_bytes.unwrap_or(4096),
-            stream_bytes_per_second: self.controller.stream_bytes_per_second(),
-            downtime_limit_ms: self.controller.limit_ms(),
+            stream_bytes_per_second: self.policy.stream_bytes_per_second(),
+            downtime_limit_ms: self.wish.downtime_limit_ms,
             throttle_percent: info.cpu_throttle_percentage.unwrap_or(0),
         };
         let is_pass = sample.passes > self.pass;
@@ -42,7 +42,10 @@ impl Driver<'_> {
             self.history.add(Entry::Sample(sample));
         }
         if active && matches!(self.phase, Phase::Streaming(_)) {
-            let verdict = self.controller.observe(&sample, now_ms - self.streaming_since_ms);
+            let verdict = self.policy.observe(&sample, now_ms - self.streaming_since_ms);
+            if self.policy.wish() != self.wish {
+                self.set_limits(None);
+            }
             if let Some(verdict) = verdict {
                 self.decide(verdict).await;
             }
@@ -53,13 +56,16 @@ impl Driver<'_> {
         let Verdict { choice, reason, forecast } = verdict;
         self.record(choice, &reason, forecast);
         match choice {
-            // The controller holds the limit that it has decided on.
-            Choice::Limit { .. } => self.set_limits(None),
             Choice::Infeasible { .. } | Choice::OutOfTime => {
                 self.explain(&reason);
                 self.take(Input::Retreat).await;
             }
-            Choice::Wait | Choice::Pause | Choice::Budget => {}
+            Choice::Pause => {
+                self.take(Input::StoppedByConsent).await;
+                self.stop(None);
+            }
+            // What they change is in the wish.
+            Choice::Limit { .. } | Choice::Throttle { .. } | Choice::Wait | Choice::Budget => {}
         }
     }
 
@@ -70,7 +76,8 @@ impl Driver<'_> {
 
     /// Puts limits on the wire, in the order in which they were decided; an order is answered when QEMU has.
     pub(super) fn set_limits(&mut self, order: Option<Order>) {
-        let limits = QemuLimits::both(self.controller.limit_ms(), self.limits.max_bandwidth);
+        self.wish = self.policy.wish();
+        let limits = QemuLimits::both(self.wish.downtime_limit_ms, self.limits.max_bandwidth);
         let taken = limits::send(&self.source.client, self.source.limits_by, limits, ANSWER);
         let answers = self.answers.clone();
         tokio::spawn(async move {
