@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, Throughput};
 use qapi::{Execute, qmp};
-use qmigrate::converge::{Budget, Controller};
+use qmigrate::converge::{Budget, Controller, Policy as _};
 use qmigrate::guest::page::{WORDS, expected};
 use qmigrate::guest::{Content, GuestState, Pattern, Status, Verifier, Workload};
 use qmigrate::migrate::phase::{AtDestination, AtSource, Guest, Input, Phase, Seen};
