@@ -1,7 +1,6 @@
 //! One migration that is not to succeed, held somewhere on its way, and what must be true after it.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use qapi_qmp as words;
@@ -14,7 +13,9 @@ use qmigrate::record::MigrationId;
 use serde_json::Value;
 
 use crate::audit::Audit;
-use crate::lab::{Ended, Held, Lab, SOON, lives, settings, signal, until};
+use crate::lab::{
+    Ended, Held, Lab, SOON, is_signal_pending, lives, settings, signal, until, until_it_has_read_all,
+};
 use crate::support;
 
 /// A migration on its way, and how all was before it.
@@ -81,9 +82,10 @@ impl Case {
 
     /// A signal to the engine: its way to be told to cancel.
     pub(crate) async fn interrupt_by(&self, by: Signal) {
-        signal(self.engine.child.id().try_into().unwrap(), by);
-        // Until it has been taken in, and what was heard of the destination last is no sign of life any more.
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        let engine = self.engine.child.id().try_into().unwrap();
+        signal(engine, by);
+        until("the engine has taken the signal", async || !is_signal_pending(engine)).await;
+        until_it_has_read_all(engine).await;
     }
 
     pub(crate) async fn interrupt(&self) {

@@ -6,7 +6,10 @@ use nix::sys::signal::Signal;
 use qapi_qmp as words;
 use std::os::unix::net::UnixStream;
 
-use crate::lab::{Ended, Lab, SOON, command, kill_for_certain, lives, run, settings, signal, until};
+use crate::lab::{
+    Ended, Lab, SOON, command, kill_for_certain, lives, run, settings, signal, state_of, until,
+    until_it_has_read_all,
+};
 
 /// The default grace: the budget once more, and 2 s at least.
 const LEAST_GRACE: Duration = Duration::from_secs(2);
@@ -40,19 +43,11 @@ async fn back_and_again(lab: &Lab, ended: &Ended, destination: i32, budget: Dura
 }
 
 /// Stops a destination, and waits until what an engine that is held has heard of it is no sign of life any more: it
-/// says nothing more, the engine has read all that it said, and since then more time has passed than such a sign lasts.
+/// says nothing more, and the engine has read all that it said.
 async fn fall_silent(destination: i32, engine: i32) {
-    const SIGN_OF_LIFE_LASTS: Duration = Duration::from_millis(10);
     signal(destination, Signal::SIGSTOP);
     until("the destination has stopped", async || state_of(destination) == 'T').await;
-    until("the engine sleeps", async || state_of(engine) == 'S').await;
-    tokio::time::sleep(SIGN_OF_LIFE_LASTS * 2).await;
-}
-
-/// The state of a process's first thread, as `proc(5)` has it.
-fn state_of(pid: i32) -> char {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()).unwrap()
+    until_it_has_read_all(engine).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

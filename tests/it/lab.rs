@@ -282,6 +282,27 @@ impl Held {
     }
 }
 
+/// Waits until an engine has nothing more to read, and since then for longer than what it has heard of a destination is
+/// a sign of life.
+pub(crate) async fn until_it_has_read_all(engine: i32) {
+    const SIGN_OF_LIFE_LASTS: Duration = Duration::from_millis(10);
+    until("the engine sleeps or has ended", async || matches!(state_of(engine), 'S' | 'Z')).await;
+    tokio::time::sleep(SIGN_OF_LIFE_LASTS * 2).await;
+}
+
+/// The state of a process's first thread, as `proc(5)` has it.
+pub(crate) fn state_of(pid: i32) -> char {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()).unwrap()
+}
+
+/// Whether a signal to a process waits to be taken.
+pub(crate) fn is_signal_pending(pid: i32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let mut sets = status.lines().filter_map(|line| line.strip_prefix("ShdPnd:"));
+    sets.any(|set| set.trim().bytes().any(|digit| digit != b'0'))
+}
+
 pub(crate) fn signal(pid: i32, signal: Signal) {
     kill(Pid::from_raw(pid), signal).unwrap();
 }
