@@ -7,11 +7,12 @@ use super::*;
 const BYTES: &str = "what the guest said before\n";
 
 /// Files that a QEMU writes; each takes `FILE`.
-const WRITTEN: [&[&str]; 5] = [
+const WRITTEN: [&[&str]; 6] = [
     &["-serial", "file:FILE"],
     &["-chardev", "file,id=c,path=FILE", "-serial", "chardev:c"],
     &["-chardev", "null,id=c,logfile=FILE", "-serial", "chardev:c"],
     &["-d", "guest_errors", "-D", "FILE"],
+    &["-trace", "enable=vm_state_notify,file=FILE"],
     &["-netdev", "user,id=n", "-object", "filter-dump,id=f,netdev=n,file=FILE"],
 ];
 
@@ -30,8 +31,9 @@ fn copied_logs_are_cut_and_rewritten_ones_keep_their_bytes() {
     for written in WRITTEN {
         let begin = || {
             let (source, file) = start(&qemu, written);
-            // A capture begins with what it is.
-            let begins = |file: &Path| !written.contains(&"-object") || file.metadata().unwrap().len() > 0;
+            // A capture begins with what it is, and a trace of the state with the first one.
+            let has_begin = written.iter().any(|word| ["-object", "-trace"].contains(word));
+            let begins = |file: &Path| !has_begin || file.metadata().unwrap().len() > 0;
             let is_open = || open_files(source.process.pid()).contains(&file) && begins(&file);
             wait_for("its file", || is_open().then_some(()));
             std::fs::write(&file, BYTES).unwrap();
