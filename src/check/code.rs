@@ -68,7 +68,7 @@ codes! {
     Blocked = "blocked", "QEMU says that this guest cannot be migrated";
     Colo = "colo", "the guest is to be kept twice (x-colo), and not to be moved";
     TcgLosesWrites = "tcg-loses-writes", "a guest moved live under TCG by this QEMU loses writes";
-    UnusedMemory = "unused-memory", "memory that no device uses: a live move may crash QEMU";
+    TcgCrashes = "tcg-crashes", "a source moved live under TCG by this QEMU may crash";
     Dialect = "dialect", "the QEMU cannot be told its limits in these words";
 
     // What the source has that a second QEMU cannot have.
@@ -142,6 +142,7 @@ codes! {
     Destination = "destination", "the destination cannot be had";
     DestinationDied = "destination-died", "the destination ended as it started";
     NotWaiting = "not-waiting", "the destination does not wait for a guest";
+    OtherImage = "other-image", "a drive has another image on the destination";
     Differs = "differs", "the destination's hardware differs in a value";
     MissingThere = "missing-there", "the destination lacks hardware that the source has";
     ExtraThere = "extra-there", "the destination has hardware that the source lacks";

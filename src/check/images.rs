@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::{Blocker, Code, Findings};
-use crate::host::{Credentials, ProcessView, as_user};
+use crate::host::{ProcessView, as_user};
 
 /// Block drivers that open a file of the host by its name.
 const FILE_DRIVERS: [&str; 3] = ["file", "host_device", "host_cdrom"];
@@ -32,11 +32,17 @@ pub fn images(view: &ProcessView, nodes: &Value, block: &Value, devices: &[(Stri
             findings.block(host_cdrom(&image.path, block));
             continue;
         }
-        if let Err(why) = can_be_opened(&image, &view.credentials) {
+        if let Err(why) = can_be_opened(&image, view) {
             findings.block(Blocker::new(
                 Code::ImageGone,
                 format!("the image {} cannot be opened by a second QEMU: {why}", image.path.display()),
-                "put it back where it was, or let the guest have it by a name that leads there",
+                match why.kind() {
+                    std::io::ErrorKind::NotFound => {
+                        "put it back where it was, or let the guest have it by a name that leads there"
+                            .to_owned()
+                    }
+                    _ => format!("give user {} the right to open it", view.credentials.user),
+                },
             ));
         } else if is_another(view.pid, &image.path) {
             findings.block(Blocker::new(
@@ -99,8 +105,41 @@ fn place_of(pid: i32, working_directory: &Path, file: &str) -> PathBuf {
     open.find(|path| path.ends_with(file.trim_start_matches("./"))).unwrap_or(place)
 }
 
-fn can_be_opened(image: &Image, user: &Credentials) -> Result<(), std::io::Error> {
-    as_user(user, || File::options().read(true).write(!image.is_read_only).open(&image.path)).map(drop)
+/// As the source has it open: one that may be written to is not, where nothing writes (`auto-read-only`, which each
+/// `-drive` has).
+fn can_be_opened(image: &Image, view: &ProcessView) -> Result<(), std::io::Error> {
+    let is_written = !image.is_read_only
+        && descriptors(view.pid, &image.path)
+            .is_none_or(|open| open.is_empty() || open.iter().any(|open| open.is_written));
+    as_user(&view.credentials, || File::options().read(true).write(is_written).open(&image.path)).map(drop)
+}
+
+/// A descriptor of a file, as `/proc/PID/fdinfo` shows it.
+struct Open {
+    is_written: bool,
+    is_locked: bool,
+}
+
+/// The descriptors that a process has of a file; nothing where that cannot be seen.
+fn descriptors(pid: i32, path: &Path) -> Option<Vec<Open>> {
+    /// `O_ACCMODE`, in which 1 is for writing and 2 for both.
+    const ACCESS: u32 = 0o3;
+    let meant = path.metadata().ok()?;
+    let process = Path::new("/proc").join(pid.to_string());
+    let open = |entry: std::fs::DirEntry| {
+        let file = entry.path().metadata().ok()?;
+        if (file.dev(), file.ino()) != (meant.dev(), meant.ino()) {
+            return None;
+        }
+        let info = std::fs::read_to_string(process.join("fdinfo").join(entry.file_name())).ok()?;
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+        let flags = flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok());
+        Some(Open {
+            is_written: flags.is_none_or(|flags| flags & ACCESS != 0),
+            is_locked: info.lines().any(|line| line.starts_with("lock:")),
+        })
+    };
+    Some(std::fs::read_dir(process.join("fd")).ok()?.flatten().filter_map(open).collect())
 }
 
 /// Whether the source, whose open files can be seen, has none of this identity open.
@@ -114,18 +153,8 @@ fn is_another(pid: i32, path: &Path) -> bool {
 /// Whether the source holds a lock on a file: of all its descriptors for it, one with an OFD lock, as
 /// `/proc/PID/fdinfo` shows them.
 fn is_locked(pid: i32, path: &Path) -> bool {
-    let Ok(meant) = path.metadata() else { return true };
-    let Ok(entries) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return true };
-    let is_it = |descriptor: &Path| {
-        descriptor.metadata().is_ok_and(|file| (file.dev(), file.ino()) == (meant.dev(), meant.ino()))
-    };
-    let descriptors: Vec<_> = entries.flatten().filter(|entry| is_it(&entry.path())).collect();
     // One that it has closed since guards itself.
-    descriptors.is_empty()
-        || descriptors.iter().any(|entry| {
-            let info = Path::new("/proc").join(pid.to_string()).join("fdinfo").join(entry.file_name());
-            std::fs::read_to_string(info).is_ok_and(|text| text.lines().any(|line| line.starts_with("lock:")))
-        })
+    descriptors(pid, path).is_none_or(|open| open.is_empty() || open.iter().any(|open| open.is_locked))
 }
 
 fn host_cdrom(path: &Path, block: &Value) -> Blocker {

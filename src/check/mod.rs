@@ -28,14 +28,14 @@ mod standing;
 mod words;
 
 pub use code::Code;
-pub use compare::differences;
+pub use compare::{differences, other_images};
 pub use host::{Memory, Short, free_huge_pages, huge_pages, huge_pages_of, kvm, memory, userfaultfd};
 pub use host_programs::host_programs;
 pub use images::images;
 pub use ports::{incoming_port, ports};
 pub use process::{SourceEnds, process};
 pub use program::{Program, older_qemu};
-pub use source::{Intent, findings, unused_memory};
+pub use source::{Intent, findings, untracked};
 pub use standing::{locked_memory, memory_room};
 
 use std::fmt;

@@ -69,7 +69,7 @@ pub async fn process(pid: i32, ends: SourceEnds<'_>, started: Option<&str>) -> F
     let found = supervisor(pid, &may_start_qemu).await;
     match (ends, found) {
         (SourceEnds::ByUnit(named), found) => {
-            findings.blockers.extend(unit_is(named, Unit::of(pid), found));
+            findings.blockers.extend(unit_is(named, pid, found));
             let holds_engine = Unit::named(named, pid).holds(nix::unistd::getpid().as_raw());
             findings.blockers.extend(holds_engine.then(|| ends_engine(named)));
         }
@@ -182,13 +182,17 @@ fn supervised(by: &Supervisor) -> Blocker {
 }
 
 /// Whether the unit that was named is the one to stop.
-fn unit_is(named: &UnitName, unit: Option<Unit>, found: Option<Supervisor>) -> Option<Blocker> {
-    match unit {
-        Some(unit) if unit.name == *named => None,
+fn unit_is(named: &UnitName, pid: i32, found: Option<Supervisor>) -> Option<Blocker> {
+    match Unit::around(pid) {
+        Some(_) if Unit::named(named, pid).holds(pid) => None,
         Some(unit) => Some(Blocker::new(
             Code::SourceUnit,
             format!("the source runs in the unit {} and not in {named}", unit.name),
-            format!("--source-unit {}", unit.name),
+            if unit.is_scope() {
+                "leave --source-unit away: nothing starts a source in a scope anew".to_owned()
+            } else {
+                format!("--source-unit {}", unit.name)
+            },
         )),
         // In no unit that can be seen from here; whoever named one may see more.
         None => found.map(|found| supervised(&found)),
@@ -306,7 +310,8 @@ mod tests {
                 hint.contains("--keep-source") && format!("{blocker} {hint}").contains(words),
                 "{blocker}: {hint}"
             );
-            assert_eq!(unit_is(&"vm".parse().unwrap(), None, Some(by)), Some(blocker));
+            // A process that is gone is in no unit.
+            assert_eq!(unit_is(&"vm".parse().unwrap(), i32::MAX, Some(by)), Some(blocker));
         }
     }
 }

@@ -3,6 +3,7 @@
 use super::{Blocker, Code, Findings};
 use crate::qemu::Inventory;
 use crate::qemu::dialect::TCG_KEEPS_WRITES_FROM;
+use crate::qemu::hardware::Untracked;
 use crate::qmp::words::{MigrationStatus, RunState};
 
 /// What is intended with the source, as far as it matters here.
@@ -66,31 +67,38 @@ fn state_warning(source: &Inventory) -> Option<Blocker> {
     }
 }
 
-/// Live moves crash from here on (seen on 10.0 and 11.1, not on 7.2).
-const CRASHES_FROM: (u32, u32) = (8, 0);
-
-/// Memory of no use to the guest (`qemu::hardware::unused_memory`), with which a live move may crash the source.
-pub fn unused_memory(source: &Inventory, unused: &[String], intent: Intent) -> Findings {
+/// Memory of which a live move under TCG loses track.
+pub fn untracked(source: &Inventory, untracked: &Untracked, intent: Intent) -> Findings {
     let mut found = Findings::default();
-    if source.kvm || source.version < CRASHES_FROM || intent == Intent::NonLive {
+    // Before, no memory is tracked, which is another finding.
+    if source.kvm || source.version < TCG_KEEPS_WRITES_FROM || intent == Intent::NonLive {
         return found;
     }
-    for id in unused {
-        let blocker = Blocker::new(
-            Code::UnusedMemory,
-            format!(
-                "no part of the guest uses the memory \"{id}\" (-object), and QEMU {} under TCG crashes in one live move of \
-                 six with such a one: the guest would be lost",
-                source.version_text
-            ),
-            format!(
-                "take it away on the source's monitor: object-del {id}; or --non-live, with which it does not crash"
-            ),
+    let moves_safely = "--non-live moves it safely (the guest stands still meanwhile)";
+    let named =
+        |names: &[String]| names.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ");
+    let mut add = |blocker: Blocker| match intent {
+        Intent::Live => found.block(blocker),
+        Intent::LiveUnsafe | Intent::NonLive => found.warn(blocker),
+    };
+    let Untracked { loses, crashes } = untracked;
+    if !crashes.is_empty() {
+        let why = format!(
+            "QEMU {} under TCG may crash in a live migration of this guest, and the guest would be lost: its memory {} is \
+             longer than its first",
+            source.version_text,
+            named(crashes)
         );
-        match intent {
-            Intent::Live => found.block(blocker),
-            _ => found.warn(blocker),
-        }
+        add(Blocker::new(Code::TcgCrashes, why, moves_safely));
+    }
+    if !loses.is_empty() {
+        let why = format!(
+            "QEMU {} under TCG loses writes of the guest to its memory {} in a live migration: it keeps track of the \
+             first memory only",
+            source.version_text,
+            named(loses)
+        );
+        add(Blocker::new(Code::TcgLosesWrites, why, moves_safely));
     }
     found
 }
@@ -243,19 +251,30 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_nothing_uses_is_in_the_way_of_a_live_move_under_tcg() {
+    fn memory_without_a_track_is_in_the_way_of_a_live_move_under_tcg() {
         let mut source = source(RunState::Running);
-        let found = |source: &Inventory, intent| {
-            let Findings { blockers, warnings } = unused_memory(source, &["m".to_owned()], intent);
-            (blockers.len(), warnings.len())
+        let second = Untracked { loses: vec!["b".to_owned()], crashes: Vec::new() };
+        let longer = Untracked { loses: vec!["b".to_owned()], crashes: vec!["b".to_owned()] };
+        let found = |source: &Inventory, memory: &Untracked, intent| {
+            let Findings { blockers, warnings } = untracked(source, memory, intent);
+            let blockers: Vec<Code> = blockers.into_iter().map(|blocker| blocker.code).collect();
+            let warnings: Vec<String> = warnings.into_iter().map(|warning| warning.code).collect();
+            (blockers, warnings)
         };
-        assert_eq!(found(&source, Intent::Live), (1, 0));
-        assert_eq!(found(&source, Intent::LiveUnsafe), (0, 1));
-        assert_eq!(found(&source, Intent::NonLive), (0, 0));
+        assert_eq!(found(&source, &second, Intent::Live), (vec![Code::TcgLosesWrites], vec![]));
+        assert_eq!(
+            found(&source, &longer, Intent::Live),
+            (vec![Code::TcgCrashes, Code::TcgLosesWrites], vec![])
+        );
+        assert_eq!(
+            found(&source, &second, Intent::LiveUnsafe),
+            (vec![], vec!["tcg-loses-writes".to_owned()])
+        );
+        assert_eq!(found(&source, &longer, Intent::NonLive), (vec![], vec![]));
         source.version = (7, 2);
-        assert_eq!(found(&source, Intent::Live), (0, 0));
+        assert_eq!(found(&source, &longer, Intent::Live), (vec![], vec![]));
         (source.version, source.kvm) = ((10, 0), true);
-        assert_eq!(found(&source, Intent::Live), (0, 0));
+        assert_eq!(found(&source, &longer, Intent::Live), (vec![], vec![]));
     }
 
     #[test]

@@ -46,7 +46,7 @@ const SUPERVISORS: [&str; 13] = [
 const SHIMS: [&str; 5] =
     ["conmon", "containerd-shim", "containerd-shim-runc-v2", "docker-containerd-shim", "lxc-start"];
 /// Commands that run another one and wait for it.
-const WAITERS: [&str; 19] = [
+const WAITERS: [&str; 20] = [
     "catatonit",
     "chpst",
     "doas",
@@ -57,6 +57,7 @@ const WAITERS: [&str; 19] = [
     "nice",
     "nohup",
     "nsenter",
+    "runuser",
     "setpriv",
     "setsid",
     "strace",
@@ -319,6 +320,10 @@ fn script_of(pid: i32, arguments: &[String]) -> Option<Script> {
 
 /// A plain file's text; nothing else is opened for long.
 fn read_file(path: &Path) -> Option<String> {
+    // The name is somebody else's, and a device may do something when it is opened.
+    if !path.metadata().ok()?.is_file() {
+        return None;
+    }
     let file = std::fs::File::options().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path).ok()?;
     if !file.metadata().ok()?.is_file() {
         return None;

@@ -146,8 +146,22 @@ impl Tap {
         if let Some(group) = self.group {
             make = format!("{make} group {group}");
         }
-        format!("{make}\nlink set dev {name} mtu {} master {} up\n", self.mtu, self.bridge)
+        format!(
+            "{make}\nlink set dev {name} address {}\nlink set dev {name} mtu {} master {} up\n",
+            high_address(name),
+            self.mtu,
+            self.bridge
+        )
     }
+}
+
+/// An address that no bridge takes for its own: one without takes the lowest of its ports', and a host whose address
+/// changes is cut off until its neighbours have learnt that (qemu-bridge-helper does the same).
+fn high_address(name: &str) -> String {
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    hash.to_le_bytes().iter().take(5).fold("fe".to_owned(), |address, byte| format!("{address}:{byte:02x}"))
 }
 
 /// Removes a tap. One that is gone is fine.
@@ -225,7 +239,11 @@ mod tests {
             mtu: 9000,
             flags: 0x1802,
         };
-        let set = "link set dev qm-k3f9x2ab mtu 9000 master br0 up\n";
+        let address = high_address("qm-k3f9x2ab");
+        assert!(address.starts_with("fe:") && address != high_address("qm-k3f9x2ac"));
+        let set = format!(
+            "link set dev qm-k3f9x2ab address {address}\nlink set dev qm-k3f9x2ab mtu 9000 master br0 up\n"
+        );
         let add = "tuntap add dev qm-k3f9x2ab mode tap";
         assert_eq!(tap.orders("qm-k3f9x2ab", &user(0)), format!("{add}\n{set}"));
         assert_eq!(tap.orders("qm-k3f9x2ab", &user(7)), format!("{add} user 7\n{set}"));

@@ -11,7 +11,7 @@ use super::journal::{Journal, Step};
 use super::order::Orders;
 use super::outcome;
 use super::phase::{AtSource, Guest, Phase};
-use super::plan::{Plan, Risks, StartedBy};
+use super::plan::{self, MadeFrom, Plan, Risks, StartedBy};
 use super::side::{Contact, Side};
 use super::step::agree::{Agreement, Twin};
 use super::step::destination::Held;
@@ -249,6 +249,13 @@ async fn prepare_destination(
     }
     let differences = step::compare::compare(&source.client, &held.client).await;
     let differences = differences.map_err(|error| refused(vec![error.into()]))?;
+    if matches!(plan.destination, plan::Destination::Start { made_from: MadeFrom::Source, .. }) {
+        let others = step::compare::images(&source.client, &held.client, &plan.maps).await;
+        let others = others.map_err(|error| refused(vec![error.into()]))?;
+        if !others.is_empty() {
+            return Err(refused([differences, others].concat()));
+        }
+    }
     if plan.risks == Risks::Refuse && !differences.is_empty() {
         return Err(refused(differences));
     }

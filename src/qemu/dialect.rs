@@ -21,8 +21,8 @@ use super::ANSWER_WITHIN;
 use crate::qmp::{CallError, Client};
 use crate::record::LimitsBy;
 
-/// From this version on a live migration under TCG keeps all writes of the guest (commit 03bfc2188f). No answer tells
-/// it: this is the one thing that is known by version.
+/// From this version on a live migration under TCG keeps all writes of the guest (commit 03bfc2188f) to its first memory
+/// ([`Untracked`](super::hardware::Untracked)). No answer tells it: this is the one thing that is known by version.
 pub const TCG_KEEPS_WRITES_FROM: (u32, u32) = (9, 0);
 
 /// How a user wants limits to be set.

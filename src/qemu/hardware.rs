@@ -24,18 +24,18 @@ use qapi_qmp as words;
 use serde::Deserialize;
 use serde_json::Value;
 
-/// Memory backends of which no part of the guest makes use.
-mod backends;
 /// Blocks of memory, from `info ramblock`.
 mod blocks;
 /// Which features of a processor one side has and the other lacks.
 mod features;
+/// What the log of dirty pages misses under TCG.
+mod tcg_log;
 /// The tree of devices, from `info qtree`.
 pub(super) mod tree;
 
-pub use backends::unused_memory;
 pub use blocks::{Block, Blocks};
 pub use features::FeatureWord;
+pub use tcg_log::Untracked;
 pub use tree::Device;
 
 use super::ANSWER_WITHIN;

@@ -17,6 +17,8 @@ pub mod argv;
 pub mod dialect;
 /// The guest's hardware as a QEMU has it now, and how that of two QEMUs differs.
 pub mod hardware;
+/// What each drive has in it, down its backing files.
+pub mod images;
 /// What a QEMU says of itself.
 pub mod inventory;
 /// Finds the QEMU that the user means.

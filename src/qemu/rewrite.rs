@@ -292,10 +292,13 @@ pub(super) fn own_stops(line: &CommandLine) -> usize {
 /// The value of a `-machine` with the versioned type in the place of an alias.
 pub(super) fn resolved(value: &str, machine: &str) -> String {
     let mut value = KeyValues::parse(value);
-    match value.0.first_mut() {
-        Some((key, first)) if key.is_empty() || key == "type" => machine.clone_into(first),
-        _ => value.0.insert(0, (String::new(), machine.to_owned())),
-    }
+    let key = match value.0.first() {
+        Some((key, _)) if key == "type" => key.clone(),
+        _ => String::new(),
+    };
+    // The last one counts.
+    value.0.retain(|(key, _)| !key.is_empty() && key != "type");
+    value.0.insert(0, (key, machine.to_owned()));
     value.render()
 }
 

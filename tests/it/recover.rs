@@ -239,12 +239,16 @@ async fn an_engine_that_is_killed_at_any_moment_leaves_what_recover_brings_to_a_
     let Some(lab) = Lab::start("killed_at_any_moment", 16, Some("10MiB/s")).await else { return };
     let kills = if std::env::var_os("QMIGRATE_FULL").is_some() { KILLS * 10 } else { KILLS };
     let mut dice = Dice::new(7);
-    let (mut arrived, mut back, mut source) = (0, 0, lab.source());
+    // The moments are spread over a move as long as one takes here and now, and a little more.
+    let begun = std::time::Instant::now();
+    assert_eq!(lab.migrate(&["--max-bandwidth", "60MiB/s"]).code, 0);
+    let latest_ms = usize::try_from(begun.elapsed().as_millis()).unwrap() * 5 / 4;
+    let (mut arrived, mut back, mut source) = (0, 0, lab.destination());
     for number in 0..kills {
         let id = MigrationId::new().to_string();
         let monitor = lab.monitor();
         let arguments = ["migrate", &monitor, "--detached", &id, "--max-bandwidth", "60MiB/s"];
-        kill_after(&arguments, dice.pick(400));
+        kill_after(&arguments, dice.pick(latest_ms));
         if dice.pick(4) == 0 {
             kill_after(&["recover", &id], dice.pick(100));
         }

@@ -245,7 +245,12 @@ impl Source {
 
     /// What was in the way is gone: the same source can be moved.
     pub(crate) fn moves(&self) {
-        let said = migrate(self.qmp().to_str().unwrap(), &[]);
+        self.moves_with(&[]);
+    }
+
+    #[track_caller]
+    pub(crate) fn moves_with(&self, arguments: &[&str]) {
+        let said = migrate(self.qmp().to_str().unwrap(), arguments);
         assert_eq!(said.code, Some(0), "{said:?}");
         assert_eq!(self.monitor().ask("query-status")["status"], "running");
         assert!(!self.place.qemus().contains(&self.process.pid()), "{said:?}");

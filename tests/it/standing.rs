@@ -347,8 +347,8 @@ fn two_that_their_cgroup_has_no_room_for_are_not_started() {
     let Some((limit, used)) = limit.into_iter().find_map(find) else {
         return skip(TEST, "no cgroup that counts memory can be made here");
     };
-    let source =
-        start(&qemu, &cgroups.entering(), &["-object", "memory-backend-ram,id=x,size=256M,prealloc=on"]);
+    let memory = ["-object", "memory-backend-ram,id=x,size=256M,prealloc=on", "-machine", "memory-backend=x"];
+    let source = start(&qemu, &cgroups.entering(), &[&memory[..], &["-m", "256"]].concat());
     // A socket listens before there is any memory; who is greeted speaks to a QEMU that has all of it.
     source.monitor();
     let resident = qmigrate::host::resident_bytes(source.process.pid()).unwrap();

@@ -111,6 +111,16 @@ impl Unit {
         Self::among(&cgroups(pid))
     }
 
+    /// The service or scope that a process is in.
+    pub fn around(pid: i32) -> Option<Self> {
+        Self::innermost(&cgroups(pid))
+    }
+
+    /// Whether nothing starts it anew: its processes were started by somebody else.
+    pub fn is_scope(&self) -> bool {
+        is_of_kind(&self.name.0, &["scope"])
+    }
+
     /// The service that a process in these cgroups is in.
     pub(in crate::host) fn among(cgroups: &[Cgroup]) -> Option<Self> {
         Self::innermost(cgroups).filter(|unit| is_of_kind(&unit.name.0, &["service"]))

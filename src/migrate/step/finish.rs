@@ -102,7 +102,7 @@ pub async fn stop_unit(
     source: &ProcessHandle,
     destination: &ProcessHandle,
 ) -> Result<(), QuitError> {
-    if Unit::of(destination.pid()).is_some_and(|unit| unit.name == *name) {
+    if Unit::named(name, source.pid()).holds(destination.pid()) {
         return Err(QuitError::SharedUnit(name.clone()));
     }
     let stopped = Unit::named(name, source.pid()).stop(STOP_WITHIN).await;

@@ -131,18 +131,28 @@ pub async fn destination(
 }
 
 /// Whether what stays in its place is all the shared memory that the source has: `x-ignore-shared` makes no difference
-/// between one that the destination has mapped and one that it has not. Before 6.1 QEMU does not say what is shared.
+/// between one that the destination has mapped and one that it has not. Where the list does not say what is shared (run
+/// on 5.2) each one is asked.
 pub async fn only_these_are_shared(source: &Client, in_place: &[String]) -> Result<(), PrepareError> {
     if in_place.is_empty() {
         return Ok(());
     }
     let memory = source.call(&words::query_memdev {}, ANSWER_WITHIN).await?;
-    let shared = memory.as_array().into_iter().flatten().filter(|entry| entry["share"] == true);
-    let mut ids = shared.filter_map(|entry| entry["id"].as_str());
-    match ids.find(|id| !in_place.iter().any(|known| known == id)) {
-        Some(id) => Err(PrepareError::SharedSince(id.to_owned())),
-        None => Ok(()),
+    for entry in memory.as_array().into_iter().flatten() {
+        let Some(id) = entry["id"].as_str().filter(|&id| !in_place.iter().any(|known| known == id)) else {
+            continue;
+        };
+        let is_shared = if let Some(is_shared) = entry["share"].as_bool() {
+            is_shared
+        } else {
+            let ask = words::qom_get { path: format!("/objects/{id}"), property: "share".to_owned() };
+            source.call(&ask, ANSWER_WITHIN).await? == true
+        };
+        if is_shared {
+            return Err(PrepareError::SharedSince(id.to_owned()));
+        }
     }
+    Ok(())
 }
 
 /// What a source on the same host has to connect to. A destination says what it is bound to, which may be every

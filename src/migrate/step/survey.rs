@@ -25,7 +25,7 @@ use crate::migrate::journal;
 use crate::migrate::plan::{Destination, Incoming, MadeFrom, Mode, Plan, Risks, SourceAfter};
 use crate::migrate::side::{Contact, Side};
 use crate::qemu::argv::CommandLine;
-use crate::qemu::hardware::unused_memory;
+use crate::qemu::hardware::Untracked;
 use crate::qemu::repetition::Repetition;
 use crate::qemu::rewrite::Rewritten;
 use crate::qemu::{ANSWER_WITHIN, Inventory, Located, locate};
@@ -230,8 +230,7 @@ async fn see(plan: &Plan, located: Located, findings: &mut Findings) -> Seen {
         return seen;
     }
     let events = client.events();
-    let (inventory, held, unused) =
-        tokio::join!(Inventory::take(&client), Holdings::ask(&client), unused_memory(&client));
+    let (inventory, held) = tokio::join!(Inventory::take(&client), Holdings::ask(&client));
     let source = match inventory {
         Ok(inventory) => inventory,
         Err(error) => {
@@ -240,10 +239,7 @@ async fn see(plan: &Plan, located: Located, findings: &mut Findings) -> Seen {
         }
     };
     findings.add(check::findings(&source, intent(plan)));
-    match unused {
-        Ok(unused) => findings.add(check::unused_memory(&source, &unused, intent(plan))),
-        Err(error) => findings.block(error),
-    }
+    findings.add(check::untracked(&source, &held.untracked, intent(plan)));
     match source.dialect.limits_by(plan.dialect) {
         Ok(limits_by) => seen.limits_by = Some(limits_by),
         Err(error) => findings.block(error),
@@ -314,6 +310,7 @@ struct Holdings {
     devices: Vec<(String, String)>,
     memory_bytes: Option<u64>,
     huge_pages: BTreeMap<u64, u64>,
+    untracked: Untracked,
 }
 
 impl Holdings {
@@ -323,12 +320,13 @@ impl Holdings {
         let (named, anonymous) = (listed("/machine/peripheral"), listed("/machine/peripheral-anon"));
         let blocks =
             words::human_monitor_command { command_line: "info ramblock".to_owned(), cpu_index: None };
-        let (nodes, block, named, anonymous, memory, blocks) = tokio::join!(
+        let (nodes, block, named, anonymous, memory, backends, blocks) = tokio::join!(
             block_nodes(client),
             client.call(&words::query_block {}, ANSWER_WITHIN),
             client.call(&named, ANSWER_WITHIN),
             client.call(&anonymous, ANSWER_WITHIN),
             client.call(&words::query_memory_size_summary {}, ANSWER_WITHIN),
+            client.call(&words::query_memdev {}, ANSWER_WITHIN),
             client.call(&blocks, ANSWER_WITHIN),
         );
         let text = |entry: &Value, key: &str| entry.get(key).and_then(Value::as_str).map(str::to_owned);
@@ -341,6 +339,8 @@ impl Holdings {
         // One without a name of its own goes by its path.
         all.extend(devices(anonymous.unwrap_or_default(), "/machine/peripheral-anon/"));
         let size = |memory: &Value, key: &str| memory.get(key).and_then(Value::as_u64);
+        let blocks = blocks.unwrap_or_default();
+        let blocks = blocks.as_str().unwrap_or_default();
         Self {
             nodes: nodes.unwrap_or_default(),
             block: block.unwrap_or_default(),
@@ -348,7 +348,8 @@ impl Holdings {
             memory_bytes: memory.ok().and_then(|memory| {
                 Some(size(&memory, "base-memory")? + size(&memory, "plugged-memory").unwrap_or(0))
             }),
-            huge_pages: huge_pages_of(blocks.ok().as_ref().and_then(Value::as_str).unwrap_or_default()),
+            huge_pages: huge_pages_of(blocks),
+            untracked: Untracked::of(blocks, &backends.unwrap_or_default()).but_unused(client).await,
         }
     }
 }

@@ -129,6 +129,8 @@ pub(super) fn edges(answer: Option<Value>) -> Edges {
     #[derive(Deserialize)]
     struct Vertex {
         id: u64,
+        #[serde(rename = "type")]
+        kind: String,
         name: String,
     }
     #[derive(Deserialize)]
@@ -145,7 +147,9 @@ pub(super) fn edges(answer: Option<Value>) -> Edges {
     let Some(graph) = answer.and_then(|answer| serde_json::from_value::<Graph>(answer).ok()) else {
         return Edges::new();
     };
-    let names: BTreeMap<u64, &String> = graph.nodes.iter().map(|node| (node.id, &node.name)).collect();
+    // What a device has for itself, and a job, may be called as a node is.
+    let nodes = graph.nodes.iter().filter(|vertex| vertex.kind == "block-driver");
+    let names: BTreeMap<u64, &String> = nodes.map(|node| (node.id, &node.name)).collect();
     let mut edges = Edges::new();
     for edge in &graph.edges {
         if let (Some(parent), Some(child)) = (names.get(&edge.parent), names.get(&edge.child)) {

@@ -84,12 +84,14 @@ pub(super) fn is_user_network(option: &CommandOption) -> bool {
     option.name == "netdev" && option.get("type").as_deref() == Some("user")
 }
 
-/// Whether a network stands on the line, or is one that QEMU has named: those are the line's, or those of nobody.
+/// Whether a network stands on the line, or is one that QEMU has named (`__org.qemu.` in 5.2, `#` later): those are the
+/// line's, or those of nobody.
 pub(super) fn has_network(line: &CommandLine, id: &str) -> bool {
     let is_it = |option: &CommandOption| {
         matches!(option.name.as_str(), "netdev" | "nic" | "net") && option.get("id").as_deref() == Some(id)
     };
-    id.starts_with('#') || id.starts_with("user.") || line.options.iter().any(is_it)
+    let is_named_by_qemu = ["#", "user.", "__org.qemu."].iter().any(|begin| id.starts_with(begin));
+    is_named_by_qemu || line.options.iter().any(is_it)
 }
 
 /// Whether a backend stands on the line.

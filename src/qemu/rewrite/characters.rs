@@ -98,6 +98,7 @@ pub(super) fn is_the_engines(work: &Work<'_>, option: &CommandOption) -> bool {
 /// A unix socket gets a name of its own. One in the abstract name space has no file that could be renamed.
 pub(super) fn unix_server(work: &mut Work<'_>, option: CommandOption) -> CommandOption {
     let Device::UnixServer(path) = device(&option) else { return option };
+    let option = without_waiting(option);
     let title = title(&option);
     if !option.properties().is_some_and(|properties| properties.is_on("abstract")) {
         let own = work.own_name(&title, Path::new(&path));
@@ -111,9 +112,20 @@ pub(super) fn unix_server(work: &mut Work<'_>, option: CommandOption) -> Command
     changed(option, "path", own)
 }
 
+/// A server that waits for its first visitor holds up the whole start, and nobody is there to visit a destination; it
+/// waits unless it is told not to.
+fn without_waiting(option: CommandOption) -> CommandOption {
+    if option.properties().is_some_and(|value| value.get("wait") == Some("off") || value.get("fd").is_some())
+    {
+        return option;
+    }
+    changed(option, "wait", false)
+}
+
 /// A TCP socket gets a port of its own.
 pub(super) fn tcp_server(work: &mut Work<'_>, option: CommandOption) -> CommandOption {
     let title = title(&option);
+    let option = if option.name == "gdb" { option } else { without_waiting(option) };
     if option.name == "chardev" {
         let (host, port) = (option.get("host").unwrap_or_default(), option.get("port").unwrap_or_default());
         let own = work.own_port(&title, Protocol::Tcp, &host, &port);
@@ -151,8 +163,13 @@ pub(super) fn file(work: &mut Work<'_>, option: CommandOption) -> CommandOption 
         return option.having(value.render());
     }
     let mux = if option.value.as_deref().is_some_and(|text| text.starts_with("mon:")) { "mon:" } else { "" };
-    let id = format!("{DEVICE_PREFIX}{}", work.devices);
-    work.devices += 1;
+    // The device behind this option has a name of its own for what it writes to (`debugcon_parse`).
+    let id = if option.name == "debugcon" {
+        "debugcon".to_owned()
+    } else {
+        work.devices += 1;
+        format!("{DEVICE_PREFIX}{}", work.devices - 1)
+    };
     let chardev = format!("file,id={id},path={},append=on", path.replace(',', ",,"));
     work.push(CommandOption::with_value("chardev", chardev));
     option.having(format!("{mux}chardev:{id}"))

@@ -29,6 +29,11 @@ pub enum MapError {
 }
 
 impl Map {
+    /// Whether what it replaces is somewhere in a text.
+    pub fn occurs_in(&self, text: &str) -> bool {
+        text.contains(&self.old)
+    }
+
     /// Whether it gives something in the place of this value.
     pub fn replaces(&self, value: &str) -> bool {
         self.old == value

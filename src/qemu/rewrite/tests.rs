@@ -134,6 +134,9 @@ fn the_destination_is_held_and_waits_on_the_versioned_machine() {
         let options = options(&format!("{machine} -qmp unix:q,server"));
         assert!(options.contains("pc-i440fx-10.0,accel=kvm"), "{options}");
     }
+    // The last type counts, wherever it stands.
+    let late = options("-machine accel=kvm,type=pc -qmp unix:q,server");
+    assert!(late.contains("-machine pc-i440fx-10.0,accel=kvm ") && !late.contains("type="), "{late}");
     assert!(options("-machine accel=tcg").starts_with("-machine pc-i440fx-10.0,accel=tcg "));
 }
 
@@ -180,6 +183,10 @@ fn files_are_appended_to_and_not_cut() {
     assert!(
         options("-serial file:/l/a,b")
             .starts_with("-chardev file,id=qmigrate0,path=/l/a,,b,append=on -serial chardev:qmigrate0 ")
+    );
+    assert!(
+        options("-debugcon file:/l")
+            .starts_with("-chardev file,id=debugcon,path=/l,append=on -debugcon chardev:debugcon ")
     );
     assert!(options("-chardev file,id=x,path=/l").starts_with("-chardev file,append=on,id=x,path=/l "));
     assert!(

@@ -117,8 +117,10 @@ async fn a_linux_guest_that_was_changed_in_every_way_goes_on_with_the_same_hardw
     change(&guest);
     let monitor = guest.monitor();
     let before = (hardware(&monitor).await, equipment(&mut Monitor::connect(&monitor)));
-    // 10.0 to 10.0, to 11.1, and back.
+    // 10.0 to 10.0, to 11.1, and back. That QEMU would lose writes to the memory that was plugged in is known, and
+    // accepted: this guest does not use it.
     BackAndForth::of(&monitor)
+        .with(&["--unsafe"])
         .between(&[&old, &old, &new])
         .times(3)
         .run(async |done| {

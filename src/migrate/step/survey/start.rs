@@ -70,7 +70,8 @@ pub(super) async fn start(
     }
     let starts = matches!(plan.destination, Destination::Start { .. });
     if starts && plan.host_programs == HostPrograms::Refuse && geteuid().is_root() {
-        found.extend(host_programs(rewritten.as_ref().map_or(&line, |rewritten| &rewritten.line)));
+        // What a line of the source's own says may not be what the destination's would.
+        found.extend(rewritten.iter().flat_map(|rewritten| host_programs(&rewritten.line)));
     }
     if !found.is_empty() {
         return Err(found);

@@ -7,7 +7,7 @@ fn each_form_of_an_option_is_rewritten() {
     for (source, destination) in [
         (
             "-chardev id=c,backend=socket,path=/r/c,server=on",
-            "-chardev id=c,backend=socket,path=PRIVATE/c,server=on",
+            "-chardev id=c,backend=socket,path=PRIVATE/c,server=on,wait=off",
         ),
         ("-serial mon:unix:/r/s,server,nowait", "-serial mon:unix:PRIVATE/s,server,nowait"),
         ("-gdb unix:/r/g,server=on,wait=off", "-gdb unix:PRIVATE/g,server=on,wait=off"),
@@ -48,13 +48,13 @@ fn a_port_that_is_taken_is_another_one_and_told() {
         ),
         (
             "-serial telnet:[::1]:4444,server=on",
-            "-serial telnet:[::1]:4450,server=on",
+            "-serial telnet:[::1]:4450,server=on,wait=off",
             "[::1]:4444",
             "[::1]:4450",
         ),
         (
             "-chardev socket,id=c,port=4444,host=h,server=on",
-            "-chardev socket,id=c,port=4450,host=h,server=on",
+            "-chardev socket,id=c,port=4450,host=h,server=on,wait=off",
             "h:4444",
             "h:4450",
         ),
@@ -99,18 +99,22 @@ fn a_port_that_is_taken_is_another_one_and_told() {
     // No port is given away twice.
     let two = options("-netdev user,id=n,hostfwd=tcp::4444-:22,hostfwd=tcp::4445-:80 -vnc :0,websocket=on");
     assert!(two.contains("hostfwd=tcp::4450-:22,hostfwd=tcp::4451-:80 -vnc :1,websocket=on"), "{two}");
-    for free in
-        ["-qmp tcp:h:4444", "-qmp tcp:h:0,server=on", "-netdev socket,id=n,mcast=230.0.0.1:4444", "-vnc none"]
-    {
+    for free in [
+        "-qmp tcp:h:4444",
+        "-qmp tcp:h:0,server=on,wait=off",
+        "-netdev socket,id=n,mcast=230.0.0.1:4444",
+        "-vnc none",
+    ] {
         assert_eq!(bare(&rewritten(free).unwrap()), free);
     }
     assert_eq!(codes("-vnc full:1"), ["no-port"]);
     // Where somebody has said which, that one.
     assert_eq!(mapped("-vnc :1", &[":1=:7"]), "-vnc :7");
-    assert_eq!(mapped("-qmp tcp:h:4444,server=on", &["h:4444=h:4445"]), "-qmp tcp:h:4445,server=on");
+    let own = mapped("-qmp tcp:h:4444,server=on", &["h:4444=h:4445"]);
+    assert_eq!(own, "-qmp tcp:h:4445,server=on,wait=off");
     // A name without a file cannot be renamed.
     let nameless = rewritten("-chardev socket,id=c,path=x,abstract=on,server=on").unwrap();
-    assert_eq!(bare(&nameless), "-chardev socket,id=c,path=x.k3f9x2ab,abstract=on,server=on");
+    assert_eq!(bare(&nameless), "-chardev socket,id=c,path=x.k3f9x2ab,abstract=on,server=on,wait=off");
     assert_eq!((nameless.moved.len(), nameless.renames.len()), (1, 0));
 }
 
@@ -118,7 +122,7 @@ fn a_port_that_is_taken_is_another_one_and_told() {
 #[test]
 fn two_questions_decide_what_is_rewritten() {
     use Sharing::{Other, Same};
-    let source = "-qmp unix:/r/q,server=on -vnc :7 -pidfile /r/p -D /l -netdev tap,id=n,ifname=t0 \
+    let source = "-qmp unix:/r/q,server=on,wait=off -vnc :7 -pidfile /r/p -D /l -netdev tap,id=n,ifname=t0 \
         -chardev socket,id=b,path=/r/b -netdev vhost-user,id=v,chardev=b";
     for (files, network, options, errors) in [
         (Same, Same, "", &["tap", "backend"][..]),
@@ -142,7 +146,7 @@ fn two_questions_decide_what_is_rewritten() {
         let display = if network == Same { 8 } else { 7 };
         let made = rewritten_in(plain, Shared { files, network }, &world, &[]).unwrap();
         let expected =
-            format!("-qmp unix:{},server=on -vnc :{display} -pidfile {} -D {}", own.0, own.1, own.2);
+            format!("-qmp unix:{},server=on,wait=off -vnc :{display} -pidfile {} -D {}", own.0, own.1, own.2);
         assert_eq!(bare(&made), expected, "{files:?} {network:?}");
         assert_eq!(made.renames.is_empty(), files == Other);
         assert_eq!(made.moved.is_empty(), network == Other);
@@ -299,7 +303,7 @@ fn a_configuration_file_is_rewritten_with_the_rest() {
         rewritten_in("-nodefaults -readconfig vm.cfg", Shared::SIDE_BY_SIDE, &world, &["/r/q=/r/z"]).unwrap();
     assert_eq!(
         bare(&made),
-        "-nodefaults -chardev socket,id=c,path=/r/.qmigrate-k3f9x2ab/z,server=on -mon c,mode=control -m 1G"
+        "-nodefaults -chardev socket,id=c,path=/r/.qmigrate-k3f9x2ab/z,server=on,wait=off -mon c,mode=control -m 1G"
     );
     assert_eq!(made.qmp, Path::new("/r/.qmigrate-k3f9x2ab/z"));
     let unsaid = World { configuration: Some("[vnc]\n vnc = \":1\"\n"), ..World::default() };
