@@ -112,7 +112,7 @@ pub struct Plan {
 /// A run that stands in the results.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Done {
-    /// The [`Cell::definition`] of its cell.
+    /// The [`Plan::definition`] of its cell.
     pub definition: String,
     /// Which repeat it was, from 1.
     pub repeat: u32,
