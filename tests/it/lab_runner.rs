@@ -189,13 +189,13 @@ fn what_takes_too_long_is_ended_three_times_and_then_left() {
 async fn the_shaped_link_shapes_and_is_gone_afterwards() {
     const TEST: &str = "shaped_link";
     let mut guest = small("a");
-    guest["memory"] = "112MiB".into();
-    guest["working_set"] = "64MiB".into();
+    // Little enough for a host that does much else, and so much that its stream takes seconds.
+    guest["working_set"] = "32MiB".into();
     let plan = json!({
         "name": "links", "guests": [guest], "policies": [{ "name": "ours" }], "budgets": [{ "name": "usual" }],
         "links": [
-            { "name": "fast", "rate": "320Mbit/s" }, { "name": "slow", "rate": "80Mbit/s" },
-            { "name": "step", "rate": "80Mbit/s", "steps": [{ "after": "2s", "rate": "320Mbit/s" }] },
+            { "name": "fast", "rate": "160Mbit/s" }, { "name": "slow", "rate": "40Mbit/s" },
+            { "name": "step", "rate": "40Mbit/s", "steps": [{ "after": "2s", "rate": "160Mbit/s" }] },
         ],
         "cells": [{}],
     });
@@ -213,7 +213,7 @@ async fn the_shaped_link_shapes_and_is_gone_afterwards() {
 
     let lines = desk.lines();
     let kinds: Vec<_> = lines.iter().map(|line| line["link_kind"].as_str().unwrap()).collect();
-    assert_eq!(kinds, ["tbf 320 Mbit/s", "tbf 80 Mbit/s", "tbf 80 Mbit/s"]);
+    assert_eq!(kinds, ["tbf 160 Mbit/s", "tbf 40 Mbit/s", "tbf 40 Mbit/s"]);
     lines.iter().for_each(held);
     let rates: Vec<f64> = lines
         .iter()
@@ -221,7 +221,7 @@ async fn the_shaped_link_shapes_and_is_gone_afterwards() {
         .collect();
     let ratio = rates[0] / rates[1];
     assert!((3.2..4.8).contains(&ratio), "{ratio}: {rates:?} bytes per millisecond");
-    assert!(rates[0] <= 40_000.0 * 1.2 && rates[1] <= 10_000.0 * 1.2, "{rates:?} bytes per millisecond");
+    assert!(rates[0] <= 20_000.0 * 1.2 && rates[1] <= 5_000.0 * 1.2, "{rates:?} bytes per millisecond");
     assert!(rates[2] > rates[1] * 1.2, "the step was not taken: {rates:?}");
     let steps = |line: &Value| line["link_steps_ms"].as_array().unwrap().len();
     assert_eq!(lines.iter().map(steps).collect::<Vec<_>>(), [0, 0, 1]);
