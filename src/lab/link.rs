@@ -15,11 +15,11 @@
 //! The namespace has no name: it is there for as long as a process is in it, which is the runner and what the runner starts.
 //! A runner that is killed leaves nothing but those processes, which the next one ends ([`Place`](crate::lab::place::Place)).
 //!
-//! **What the link adds to a blackout.** `tbf` sends at most 128 KiB at once (1 ms at 1 Gbit/s; less would cut the kernel's
-//! frames of 64 KiB, and with 64 KiB a third of the rate was lost) and holds back at most 2 ms of data, beyond which frames
-//! are dropped and TCP slows down. More stands in the sender's socket, which the kernel lets
-//! grow with the stream: 2 to 3 MB at 1 Gbit/s as `ss` and `SIOCOUTQ` showed on Linux 6.18, which is 20 to 24 ms in which the
-//! last pages wait behind it. It is the same on a real link, and it is left as it is.
+//! **What the link adds to a blackout.** `tbf` sends at most 128 KiB at once (1 ms at 1 Gbit/s; with 64 KiB, the size of the
+//! kernel's frames, a quarter of the rate was lost) and holds back at most 2 ms of data, beyond which frames are dropped
+//! and TCP slows down. More stands in the sender's socket, which the kernel lets grow with the stream: 2 to 3 MB at
+//! 1 Gbit/s, as `ss` and `SIOCOUTQ` showed on Linux 6.18, so that the last pages wait for about 20 ms behind it. A real
+//! link has that socket too; its size is left to the kernel.
 
 use std::io;
 use std::process::{Command, Stdio};
