@@ -65,5 +65,5 @@ pub mod control;
 pub mod guest;
 /// Faces of a record: progress, json, summary.
 pub mod report;
-/// Experiments on top of the engine: the demo, and its subject.
+/// Experiments on top of the engine: the demo, plans of many migrations, and their subject.
 pub mod lab;

@@ -6,7 +6,6 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use qapi_qmp as words;
 use qmigrate::guest::{Content, Pattern, Workload};
-use qmigrate::host::ProcessHandle;
 use qmigrate::lab::subject::{Board, Subject};
 use qmigrate::units::{Rate, Size};
 use tempfile::TempDir;
@@ -58,8 +57,7 @@ impl Guest {
     pub(crate) fn arrived(&self) -> anyhow::Result<Gap> {
         let observer = &self.subject.observer;
         let source = self.subject.process.pid();
-        let destination =
-            observer.pids().into_iter().find(|&pid| pid != source).context("no second QEMU was seen")?;
+        let destination = self.subject.destination().context("no second QEMU was seen")?;
         observer
             .wait_for_first_beat(destination, BEAT_WITHIN)
             .context("the guest does not run on its destination")?;
@@ -78,23 +76,16 @@ impl Guest {
         // It may close the connection before its answer is read.
         let _ = client.call(&words::quit {}, END_WITHIN).await;
         drop(client);
-        for process in self.processes() {
+        for process in self.subject.processes() {
             ensure!(process.ended_within(END_WITHIN).await, "process {} has not ended", process.pid());
         }
         Ok(())
-    }
-
-    /// Every QEMU that its heart was seen in and that still lives.
-    fn processes(&self) -> Vec<ProcessHandle> {
-        let observer = &self.subject.observer;
-        let lives = |pid: &i32| observer.heart(*pid).is_some_and(|heart| heart.connected);
-        observer.pids().into_iter().filter(lives).filter_map(|pid| ProcessHandle::open(pid).ok()).collect()
     }
 }
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        for process in self.processes() {
+        for process in self.subject.processes() {
             // It may have ended by itself.
             let _ = process.kill();
         }

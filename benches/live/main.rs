@@ -15,13 +15,11 @@ mod command;
 mod guest;
 /// The same steps over QMP, by hand.
 mod hand;
-/// Where it was measured.
-mod host;
 /// Results on their way to a file.
 mod results;
 /// What is measured, and against what.
 mod series;
-/// Medians, and Markdown.
+/// Tables and goals, printed.
 mod table;
 
 use std::path::PathBuf;
@@ -30,8 +28,8 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, ValueEnum};
 use qmigrate::guest::Accelerator;
+use qmigrate::lab::host::{Host, Ticks, load};
 
-use crate::host::{Host, Ticks};
 use crate::results::Results;
 use crate::series::{Devices, Setting};
 
@@ -124,7 +122,7 @@ fn measure(arguments: &Arguments) -> anyhow::Result<()> {
     let stolen = Ticks::now().stolen_since(start);
     println!(
         "Load average at the end: {}; {stolen:.1} % of the processors' time went to other machines.",
-        host::load()
+        load()
     );
     eprintln!("results: {}", results.path().display());
     Ok(())

@@ -6,10 +6,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use qmigrate::lab::host::{Host, load};
 use serde::Serialize;
 use serde_json::{Value, json};
-
-use crate::host::{Host, load};
 
 /// A file of JSON lines.
 #[derive(Debug)]

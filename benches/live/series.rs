@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, ensure};
 use qmigrate::converge::Controller;
 use qmigrate::guest::Accelerator;
+use qmigrate::lab::figures::Figures;
 use qmigrate::migrate::plan::Limits;
 use serde::Serialize;
 use serde_json::json;
@@ -14,7 +15,7 @@ use crate::command::{self, Ended, Memory};
 use crate::guest::{Guest, Load, TEN_DEVICES};
 use crate::hand;
 use crate::results::Results;
-use crate::table::{self, Figures};
+use crate::table;
 
 /// A blackout of this length has waited for a delayed acknowledgement (40 ms) on top of what it does.
 const DELAYED_MS: std::ops::RangeInclusive<f64> = 38.0..=60.0;

@@ -27,6 +27,8 @@ mod demo;
 mod detach;
 /// `features`: what QEMUs can do, side by side.
 mod features;
+/// `lab`: plans of many migrations, run, compared and scored.
+mod lab;
 /// `list`: the QEMUs of this host.
 mod list;
 /// `migrate`: moves a guest.
@@ -93,6 +95,7 @@ enum Command {
     Recover(recover::Arguments),
     Template(template::Arguments),
     Start(start::Arguments),
+    Lab(lab::Arguments),
 }
 
 /// Writes lines. Unlike `println!` it survives a terminal or a reader that has gone away; and what a QEMU, a guest or
@@ -119,6 +122,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Recover(arguments) => Box::pin(recover::run(arguments)).await,
         Command::Template(arguments) => template::run(arguments).await,
         Command::Start(arguments) => start::run(arguments).await,
+        Command::Lab(arguments) => Box::pin(lab::run(arguments)).await,
     }
 }
 

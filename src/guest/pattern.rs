@@ -48,6 +48,11 @@ impl Pattern {
         }
     }
 
+    /// Whether there are times without work.
+    pub fn rests(self) -> bool {
+        matches!(self, Self::Phased { .. })
+    }
+
     pub(super) fn validate(self) -> Result<(), PatternError> {
         match self {
             Self::HotAndCold { hot_pages_percent: pages, hot_writes_percent: writes }

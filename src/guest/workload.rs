@@ -10,6 +10,8 @@ pub(super) const PAGE_BYTES: usize = 4096;
 const PIT_HZ: u64 = 1_193_182;
 /// Inputs per tick: the tick comes 1000.15 times a second.
 pub(super) const PIT_DIVISOR: u32 = 1193;
+/// How often a guest ticks that is never kept from it, by its own clock.
+pub const TICKS_PER_SECOND: f64 = 1_193_182.0 / 1193.0;
 /// How many ticks' worth of writes may be owed before the rest is dropped.
 const MOST_TICKS_OWED: u64 = 16;
 

@@ -202,6 +202,19 @@ impl Subject {
         Ok(())
     }
 
+    /// The latest QEMU but the one in which the guest was started that has connected to the observer.
+    pub fn destination(&self) -> Option<i32> {
+        let source = self.process.pid();
+        self.observer.pids().into_iter().rfind(|&pid| pid != source)
+    }
+
+    /// Every QEMU that its heart was seen in and that still lives.
+    pub fn processes(&self) -> Vec<ProcessHandle> {
+        let lives = |pid: &i32| self.observer.heart(*pid).is_some_and(|heart| heart.connected);
+        let pids = self.observer.pids().into_iter().filter(lives);
+        pids.filter_map(|pid| ProcessHandle::open(pid).ok()).collect()
+    }
+
     /// Connects to the monitor of the QEMU that has the guest now.
     pub async fn connect(&self) -> Result<Client, SubjectError> {
         Ok(Client::connect(&self.monitor, Leg::Source, Deadlines::default()).await?)

@@ -62,6 +62,8 @@ mod linux_moves;
 mod versions;
 /// The demo holds what it shows.
 mod demo;
+/// The runner of plans: killed, stopped and started again; its link.
+mod lab_runner;
 /// An engine that runs on without its terminal.
 mod detach;
 /// The hand-over when something goes wrong in it.

@@ -1,31 +1,42 @@
 //! Where it was measured: nothing that names the machine, everything that explains its figures.
 
 use std::fmt;
+use std::io;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::Context;
-use qmigrate::guest::Accelerator;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+
+use super::subject::SubjectError;
+use crate::guest::Accelerator;
 
 /// What a figure depends on.
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct Host {
-    pub(crate) date: String,
-    qmigrate: &'static str,
-    qemu: String,
-    accelerator: String,
-    processor: String,
-    cores: usize,
-    kernel: String,
-    load: String,
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Host {
+    /// The day.
+    pub date: String,
+    /// The version of the engine.
+    pub qmigrate: String,
+    /// The version of both QEMUs.
+    pub qemu: String,
+    /// Who executes the guest.
+    pub accelerator: String,
+    /// The processor's model.
+    pub processor: String,
+    /// How many of them.
+    pub cores: usize,
+    /// The kernel's version.
+    pub kernel: String,
+    /// The load averages of 1, 5 and 15 minutes.
+    pub load: String,
 }
 
 impl Host {
-    pub(crate) fn look(qemu: &Path, accelerator: Accelerator) -> anyhow::Result<Self> {
+    /// Looks at this host and this QEMU.
+    pub fn look(qemu: &Path, accelerator: Accelerator) -> Result<Self, SubjectError> {
         Ok(Self {
             date: jiff::Timestamp::now().strftime("%Y-%m-%d").to_string(),
-            qmigrate: env!("CARGO_PKG_VERSION"),
+            qmigrate: env!("CARGO_PKG_VERSION").to_owned(),
             qemu: version(qemu)?,
             accelerator: accelerator.to_string(),
             processor: processor(),
@@ -48,20 +59,21 @@ impl fmt::Display for Host {
 }
 
 /// The load averages of 1, 5 and 15 minutes.
-pub(crate) fn load() -> String {
+pub fn load() -> String {
     read("/proc/loadavg").split(' ').take(3).collect::<Vec<_>>().join(" ")
 }
 
 /// The time of this machine's processors so far, in ticks.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Ticks {
+pub struct Ticks {
     all: u64,
     /// Of these, what a virtual machine was kept from by its host; the load average does not show it.
     stolen: u64,
 }
 
 impl Ticks {
-    pub(crate) fn now() -> Self {
+    /// Those up to now.
+    pub fn now() -> Self {
         let text = read("/proc/stat");
         let numbers = text.lines().next().unwrap_or_default().split_ascii_whitespace().skip(1);
         // The last two are times of guests, which are in the first two already.
@@ -71,20 +83,18 @@ impl Ticks {
 
     /// The share that was stolen since then, in per cent.
     #[expect(clippy::cast_precision_loss, reason = "ticks of hours")]
-    pub(crate) fn stolen_since(self, start: Self) -> f64 {
+    pub fn stolen_since(self, start: Self) -> f64 {
         let all = self.all.saturating_sub(start.all).max(1);
         self.stolen.saturating_sub(start.stolen) as f64 / all as f64 * 100.0
     }
 }
 
-fn version(qemu: &Path) -> anyhow::Result<String> {
-    let output = Command::new(qemu)
-        .arg("--version")
-        .output()
-        .with_context(|| format!("{} cannot be started", qemu.display()))?;
+fn version(qemu: &Path) -> Result<String, SubjectError> {
+    let failed = |source| SubjectError::Start { qemu: qemu.to_owned(), source };
+    let output = Command::new(qemu).arg("--version").output().map_err(failed)?;
     let text = String::from_utf8_lossy(&output.stdout);
     let word = text.split_ascii_whitespace().skip_while(|&word| word != "version").nth(1);
-    Ok(word.with_context(|| format!("{} is no QEMU", qemu.display()))?.to_owned())
+    word.map(str::to_owned).ok_or_else(|| failed(io::Error::other("it does not say its version")))
 }
 
 fn processor() -> String {
