@@ -18,6 +18,8 @@ mod passes;
 mod policy;
 /// Ours: the limit that starts low and rises only within the budget.
 mod controller;
+/// The policies of others, as they were published, and the names by which one is chosen.
+mod rivals;
 /// QEMU's migration loop without QEMU: passes, blackout and cost of a migration in a few milliseconds.
 pub mod simulator;
 
@@ -27,3 +29,4 @@ pub use curve::{Bound, DirtyCurve, Window};
 pub use forecast::{Course, Feasible, Prospect};
 pub use passes::Passes;
 pub use policy::{AutoConverge, Consent, Consents, Policy, Throttle, Wish};
+pub use rivals::{PolicyName, PolicyNameError};
