@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::converge::{Budget, Controller, Policy};
+use crate::converge::{Budget, Consents, Controller, Policy};
 use crate::host::UnitName;
 use crate::migrate::phase::AtDestination;
 use crate::qemu::QemuName;
@@ -60,7 +60,7 @@ impl Limits {
 
     /// What decides within them.
     pub fn policy(self) -> Box<dyn Policy> {
-        Box::new(Controller::new(self.budget()))
+        Box::new(Controller::new(self.budget(), Consents::default()))
     }
 }
 

@@ -100,6 +100,10 @@ pub enum Choice {
     Infeasible {
         /// The smallest downtime that would do, in milliseconds, as far as is known.
         smallest_downtime_ms: u64,
+        /// What the whole migration takes with that downtime, from the begin of the stream to the guest on the
+        /// destination, in milliseconds; absent where too little is known, and in records of older versions.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        smallest_time_ms: Option<u64>,
     },
     /// The time budget is spent.
     OutOfTime,
