@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use qmigrate::converge::PolicyName;
 use qmigrate::host::{UnitName, runtime_directory, state_directory};
 use qmigrate::migrate::engine::{self, Services};
 use qmigrate::migrate::kept;
@@ -78,6 +79,9 @@ pub(crate) struct Arguments {
     choices: Choices,
     #[command(flatten)]
     limits: LimitArguments,
+    /// Asks this policy too with each sample, tells what it would have done, and does nothing of it. Repeatable.
+    #[arg(long = "shadow", value_name = "POLICY")]
+    shadows: Vec<PolicyName>,
     /// Does not start the guest on the destination.
     #[arg(long)]
     leave_paused: bool,
@@ -136,7 +140,7 @@ impl LimitArguments {
 }
 
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    let Arguments { choices, limits, leave_paused, detach, dry_run, output, detached } = arguments;
+    let Arguments { choices, limits, shadows, leave_paused, detach, dry_run, output, detached } = arguments;
     let runtime = runtime_directory()?;
     let plan = match choices.plan(detached.unwrap_or_default(), &runtime) {
         Ok(plan) => plan,
@@ -146,7 +150,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         return detach::run().await;
     }
     let at_destination = if leave_paused { AtDestination::Standing } else { AtDestination::AsBefore };
-    let plan = Plan { limits: limits.limits(), at_destination, ..plan };
+    let plan = Plan { limits: limits.limits(), shadows, at_destination, ..plan };
     if dry_run {
         return Ok(self::dry_run(&plan).await);
     }
@@ -246,6 +250,7 @@ impl Choices {
             source,
             destination,
             limits: Limits::default(),
+            shadows: Vec::new(),
             mode: if self.non_live { Mode::NonLive } else { Mode::Live },
             at_destination: AtDestination::AsBefore,
             source_after: match self.source_unit {

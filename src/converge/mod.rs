@@ -20,13 +20,22 @@ mod policy;
 mod controller;
 /// The policies of others, as they were published, and the names by which one is chosen.
 mod rivals;
+/// Policies that are asked beside the one in force, and change nothing.
+mod shadow;
+/// What a policy would have made of a recorded migration.
+mod replay;
+/// A recorded migration as a guest and a link for the simulator.
+mod fitted;
 /// QEMU's migration loop without QEMU: passes, blackout and cost of a migration in a few milliseconds.
 pub mod simulator;
 
 pub use bandwidth::Bandwidth;
 pub use controller::{Budget, Controller, Verdict};
 pub use curve::{Bound, DirtyCurve, Window};
+pub use fitted::{Breach, Finish, Fitted, Simulated};
 pub use forecast::{Course, Feasible, Prospect};
 pub use passes::Passes;
 pub use policy::{AutoConverge, Consent, Consents, Policy, Throttle, Wish};
+pub use replay::{Parting, Replay, ReplayError, replay};
 pub use rivals::{PolicyName, PolicyNameError};
+pub use shadow::{Shadow, Shadows, Why};

@@ -40,7 +40,7 @@ use super::plan::{Limits, Mode};
 use super::side::{Contact, LAST_BREATH, Side, Word};
 use super::watchdog::Watchdog;
 use crate::check::chain;
-use crate::converge::{Policy, Wish};
+use crate::converge::{Policy, Shadows, Wish};
 use crate::qmp::words::{MigrationInfo, Notice, RunState, StatusInfo};
 use crate::qmp::{CallError, Client, Heard, Leg};
 
@@ -114,6 +114,7 @@ pub struct Driver<'a> {
     orders: &'a mut Orders,
     limits: Limits,
     policy: Box<dyn Policy>,
+    shadows: Shadows,
     /// How the source is set, as far as has been sent.
     wish: Wish,
     ledger: &'a mut dyn Ledger,
@@ -163,6 +164,7 @@ impl<'a> Driver<'a> {
             limits,
             wish: policy.wish(),
             policy,
+            shadows: Shadows::default(),
             ledger,
             is_ledger_lost: false,
             watchdog: Watchdog::new(limits.longest_blackout()),
@@ -190,6 +192,13 @@ impl<'a> Driver<'a> {
             conts: 0,
             has_panicked: false,
         }
+    }
+
+    /// Asks these too, and obeys none of them.
+    #[must_use]
+    pub fn beside(mut self, shadows: Shadows) -> Self {
+        self.shadows = shadows;
+        self
     }
 
     /// Starts the stream and drives it until nothing more happens. A guest that is not to be moved live is stopped

@@ -20,6 +20,7 @@ use super::step::prepare::{self, Originals, PrepareError, Settings};
 use super::step::survey::Source;
 use super::step::{self, destination, finish, survey};
 use crate::check::{Blocker, Code, chain};
+use crate::converge::{Consents, Shadows};
 use crate::host::PrivateDirectory;
 use crate::qemu::rewrite::Memory;
 use crate::qemu::twin;
@@ -161,7 +162,8 @@ async fn with_destination(
     let guest = Guest { at_source: look(&mut sides.0).await, at_destination: plan.at_destination };
     let phase = Phase::Streaming(guest);
     let written = journal.write(&Step::Phase { phase });
-    let driver = Driver::new(sides, phase, plan.limits, plan.limits.policy(), history, orders, *journal);
+    let driver = Driver::new(sides, phase, plan.limits, plan.limits.policy(), history, orders, *journal)
+        .beside(Shadows::new(&plan.shadows, plan.limits.budget(), Consents::default()));
     let (conclusion, source, destination) = match written {
         Ok(()) => driver.run(&uri, plan.mode).await,
         Err(error) => driver.give_up(&chain(&error)),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::converge::{Budget, Consents, Controller, Policy};
+use crate::converge::{Budget, Consents, Controller, Policy, PolicyName};
 use crate::host::UnitName;
 use crate::migrate::phase::AtDestination;
 use crate::qemu::QemuName;
@@ -181,6 +181,8 @@ pub struct Plan {
     pub destination: Destination,
     /// Its limits.
     pub limits: Limits,
+    /// The policies that are asked beside the one in force, and change nothing.
+    pub shadows: Vec<PolicyName>,
     /// Live or not.
     pub mode: Mode,
     /// What the guest is to do on the destination.

@@ -151,6 +151,10 @@ pub struct Decision {
     pub reason: String,
     /// What is expected of it.
     pub forecast: Option<Forecast>,
+    /// The policy that would have decided so, where it is one that was only asked (`--shadow`); absent where this was
+    /// done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<String>,
 }
 
 /// Something the user should know though it stops nothing.

@@ -17,10 +17,13 @@ mod course;
 mod id;
 /// How it ended, where the guest is, and what the guest lost in time.
 mod outcome;
+/// A record from a file.
+mod read;
 
 pub use course::{Choice, Decision, Forecast, Pass, PhaseChange, PhaseName, Sample, Warning};
 pub use id::{IdError, MigrationId};
 pub use outcome::{Blackout, End, MayRun, Moved, Observed, Outcome, Totals, Whereabouts};
+pub use read::{Gap, ReadError, Reading};
 
 use serde::{Deserialize, Serialize};
 

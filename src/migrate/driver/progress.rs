@@ -46,6 +46,9 @@ impl Driver<'_> {
             if self.policy.wish() != self.wish {
                 self.set_limits(None);
             }
+            for decision in self.shadows.observe(&sample, now_ms - self.streaming_since_ms) {
+                self.history.add(Entry::Decision(decision));
+            }
             if let Some(verdict) = verdict {
                 self.decide(verdict).await;
             }
@@ -71,7 +74,13 @@ impl Driver<'_> {
 
     pub(super) fn record(&mut self, choice: Choice, reason: &str, forecast: Option<Forecast>) {
         let at_ms = self.history.now_ms();
-        self.history.add(Entry::Decision(Decision { at_ms, choice, reason: reason.to_owned(), forecast }));
+        self.history.add(Entry::Decision(Decision {
+            at_ms,
+            choice,
+            reason: reason.to_owned(),
+            forecast,
+            policy: None,
+        }));
     }
 
     /// Puts limits on the wire, in the order in which they were decided; an order is answered when QEMU has.
