@@ -10,6 +10,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::bandwidth::as_f64;
+use super::curve::DirtyCurve;
 use super::passes::Passes;
 use super::policy::{Consent, Consents, Policy, Throttle, Wish};
 use super::rivals::{PolicyName, whole};
@@ -104,7 +105,7 @@ impl Fitted {
         let rate = Rate::from_bytes_per_second(whole(bytes_per_second))?;
         let first_pass = record.samples.iter().find(|sample| sample.passes > 1).unwrap_or(last);
         let curve = passes.curve();
-        let sets = curve.iter().flat_map(|curve| curve.sets()).filter(|(bytes, _)| *bytes >= LEAST_SET_BYTES);
+        let sets = curve.iter().flat_map(DirtyCurve::sets).filter(|(bytes, _)| *bytes >= LEAST_SET_BYTES);
         let mut guest = Guest::idle(Size::from_bytes(last.total_bytes)?);
         let mut hot_bytes = 0.0;
         for (bytes, time_ms) in sets {

@@ -19,8 +19,9 @@ use crate::record::{Decision, PhaseName, Record, Sample};
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Replay {
     /// Its name.
-    #[serde(serialize_with = "as_text")]
     pub policy: PolicyName,
+    /// When the stream began, in milliseconds since the start of the migration.
+    pub stream_began_ms: f64,
     /// What it decided, until the record tells no more.
     pub decisions: Vec<Decision>,
     /// From when on the record tells no more; absent where the guest would have gone as it did.
@@ -73,7 +74,7 @@ pub fn replay(
     };
     let parts = shadow.parted().or_else(goes_on).map(|(at_ms, why)| Parting { at_ms, why });
     let simulated = fitted.map(|fitted| fitted.simulate(policy, budget, consents));
-    Ok(Replay { policy, decisions, parts, simulated })
+    Ok(Replay { policy, stream_began_ms: began_ms, decisions, parts, simulated })
 }
 
 /// When the stream began, and the samples of it.
@@ -89,6 +90,5 @@ fn began(record: &Record, phase: PhaseName) -> Option<f64> {
     record.phases.iter().find(|change| change.phase == phase).map(|change| change.at_ms)
 }
 
-fn as_text<S: serde::Serializer>(name: &PolicyName, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(name.as_str())
-}
+#[cfg(test)]
+mod tests;

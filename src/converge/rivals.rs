@@ -27,12 +27,15 @@ mod promises;
 use std::fmt;
 use std::str::FromStr;
 
+use serde::Serialize;
+
 use super::policy::{Consents, Policy};
 use super::{Budget, Controller, Verdict};
 use crate::record::Choice;
 
 /// A policy by its name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum PolicyName {
     /// Ours.
     Qmigrate,
@@ -219,6 +222,7 @@ mod tests {
     fn a_name_reads_back_and_one_that_is_none_is_told_those_that_are() {
         for name in PolicyName::ALL {
             assert_eq!(name.to_string().parse(), Ok(*name));
+            assert_eq!(serde_json::to_value(name).unwrap(), name.as_str());
         }
         let error = "proxmix".parse::<PolicyName>().unwrap_err().to_string();
         assert!(error.starts_with("there is no policy 'proxmix'; there are qmigrate, fixed, "), "{error}");

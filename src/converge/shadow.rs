@@ -200,7 +200,10 @@ mod tests {
         }
     }
 
-    fn said(name: PolicyName, samples: &[Sample]) -> (Vec<(f64, Choice)>, Option<(f64, Why)>) {
+    /// What was said and when, and how it parted.
+    type Said = (Vec<(f64, Choice)>, Option<(f64, Why)>);
+
+    fn said(name: PolicyName, samples: &[Sample]) -> Said {
         let mut shadow = Shadow::new(name, budget(), Consents::default());
         let said: Vec<Decision> =
             samples.iter().flat_map(|sample| shadow.observe(sample, sample.at_ms)).collect();

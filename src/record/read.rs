@@ -69,11 +69,10 @@ impl Record {
     pub fn read(text: &str) -> Result<Reading, ReadError> {
         match serde_json::from_str::<Value>(text) {
             Ok(value) if value.get("request").is_some() => whole(value),
-            Ok(_) => lines(text),
             Err(error) if error.is_eof() && is_begin_of_a_whole_one(text) => {
                 Err(ReadError::CutOff(error.to_string()))
             }
-            Err(_) => lines(text),
+            Ok(_) | Err(_) => lines(text),
         }
     }
 }

@@ -83,7 +83,10 @@ impl Witness for Progress {
                     ));
                 }
             }
-            Entry::Decision(decision) => self.say(&format!("{}: {}", record.id, decision.reason)),
+            Entry::Decision(decision) => match &decision.policy {
+                Some(policy) => self.say(&format!("{}: {policy} would: {}", record.id, decision.reason)),
+                None => self.say(&format!("{}: {}", record.id, decision.reason)),
+            },
             Entry::Warning(warning) => {
                 self.say(&format!("warning: {}", warning.message));
                 if let Some(hint) = &warning.hint {

@@ -94,3 +94,5 @@ mod standing;
 mod host_programs;
 /// Guests with a tap, and the one that the destination gets beside it.
 mod tap;
+/// Policies that are only asked: while a guest is moved, and of its record afterwards.
+mod shadows;

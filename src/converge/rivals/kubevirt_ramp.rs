@@ -53,9 +53,9 @@ impl Default for Ramp {
 }
 
 impl Ramp {
-    fn end(&mut self, reason: &str) -> Option<Verdict> {
+    fn end(&mut self, reason: &str) -> Verdict {
         self.has_ended = true;
-        Some(abort(format!("{reason}: it is aborted")))
+        abort(format!("{reason}: it is aborted"))
     }
 }
 
@@ -74,10 +74,10 @@ impl Policy for Ramp {
             self.fell_at_ms = streaming_ms;
         }
         if streaming_ms - self.fell_at_ms > PROGRESS_MS {
-            return self.end("nothing has fallen for 150 s");
+            return Some(self.end("nothing has fallen for 150 s"));
         }
         if streaming_ms > completion_ms(sample.total_bytes) {
-            return self.end("150 s for each GiB are over");
+            return Some(self.end("150 s for each GiB are over"));
         }
         if sample.passes < FROM_PASS || self.limit_ms == LARGEST_LIMIT_MS {
             return None;

@@ -35,7 +35,7 @@ fn qemu(policy: &dyn Policy) -> Qemu {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(30))]
+    #![proptest_config(ProptestConfig::with_cases(15))]
 
     #[test]
     fn each_policy_comes_to_an_end_or_is_censored_and_only_ours_keeps_the_budget_always(
