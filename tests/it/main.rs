@@ -52,6 +52,8 @@ mod qmp_wire;
 mod guest_boots;
 /// What the model of a command line says of QEMU, asked of QEMU.
 mod command_line;
+/// What a guest dirties, and what moving it would take.
+mod estimate;
 /// Old and new QEMUs: limits set in the words that each has, and what each can do.
 mod dialect;
 /// A guest moved in every way that the command offers.
