@@ -18,6 +18,8 @@ mod passes;
 mod policy;
 /// Ours: the limit that starts low and rises only within the budget.
 mod controller;
+/// What a user allows, and a wish held to it.
+mod consent;
 /// The policies of others, as they were published, and the names by which one is chosen.
 mod rivals;
 /// Policies that are asked beside the one in force, and change nothing.
@@ -30,6 +32,7 @@ mod fitted;
 pub mod simulator;
 
 pub use bandwidth::Bandwidth;
+pub use consent::{Permission, PermissionError};
 pub use controller::{Budget, Controller, Verdict};
 pub use curve::{Bound, DirtyCurve, Window};
 pub use fitted::{Breach, Finish, Fitted, Simulated};
