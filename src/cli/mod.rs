@@ -21,6 +21,8 @@ macro_rules! data {
 mod cancel;
 /// `check`: all that stands in the way of moving a guest.
 mod check;
+/// What a user allows to be done to the guest.
+mod consent;
 /// `demo`: the embedded guest, moved and proven.
 mod demo;
 /// Lets the engine run on without its terminal.

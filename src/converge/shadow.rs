@@ -12,7 +12,7 @@ use super::bandwidth::as_f64;
 use super::policy::{AutoConverge, Consents, Policy, Throttle, Wish};
 use super::rivals::PolicyName;
 use super::{Budget, Verdict};
-use crate::record::{Choice, Decision, Forecast, Sample};
+use crate::record::{Choice, Cost, Decision, Forecast, Sample};
 use crate::units::{show_bytes, show_duration};
 
 /// From which act on the future would have been another one.
@@ -83,7 +83,8 @@ impl Shadow {
 
     fn decision(&self, at_ms: f64, verdict: Verdict) -> Decision {
         let Verdict { choice, reason, forecast } = verdict;
-        Decision { at_ms, choice, reason, forecast, policy: Some(self.name.to_string()) }
+        let cost = Cost::of(choice, 0, forecast.as_ref());
+        Decision { at_ms, choice, reason, forecast, cost, policy: Some(self.name.to_string()) }
     }
 
     fn beginning(&self) -> Verdict {

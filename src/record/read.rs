@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{MigrationId, Record, Request, SCHEMA};
+use super::{Allowed, MigrationId, Record, Request, SCHEMA, our_policy};
 use crate::units::DowntimeMs;
 
 /// What the budget was where nobody says: `--json` does not tell it.
@@ -150,6 +150,9 @@ fn unknown() -> Request {
         max_time_ms: None,
         max_bandwidth_bytes_per_second: None,
         live: true,
+        allowed: Allowed::default(),
+        policy: our_policy(),
+        budgets_enforced: true,
     }
 }
 

@@ -161,7 +161,7 @@ mod tests {
         let reason =
             "what is left has risen 6 times: the limit is doubled to 400 ms, and so it goes on".to_owned();
         let choice = Choice::Limit { downtime_limit_ms: 400 };
-        Decision { at_ms, choice, reason, forecast: None, policy: policy.map(str::to_owned) }
+        Decision { at_ms, choice, reason, forecast: None, cost: None, policy: policy.map(str::to_owned) }
     }
 
     fn record() -> Record {

@@ -58,6 +58,8 @@ mod estimate;
 mod dialect;
 /// A guest moved in every way that the command offers.
 mod moves;
+/// What a user has allowed, carried out, and nothing else.
+mod consent;
 /// A Linux guest moved, which is its own witness.
 mod linux_moves;
 /// Every version of QEMU, and pairs of them.

@@ -41,7 +41,6 @@ impl Driver<'_> {
                 }
                 self.policy.set_budget(self.limits.budget());
                 self.shadows.set_budget(self.limits.budget());
-                self.watchdog.set_longest_blackout(self.limits.longest_blackout());
                 self.record(Choice::Budget, "asked for: new limits", None);
                 self.set_limits(Some(order));
             }
