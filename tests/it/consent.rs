@@ -85,9 +85,9 @@ async fn work(client: &Client) -> u64 {
     count().await - before
 }
 
-/// A guest that is throttled no more does several times as much.
+/// A guest that is throttled no more does several times as much, even where other tests run beside it.
 async fn is_released(client: &Client, throttled: u64) {
-    until("the guest runs freely", async || work(client).await > 5 * throttled.max(1)).await;
+    until("the guest runs freely", async || work(client).await > 2 * throttled.max(1)).await;
 }
 
 fn cancel(lab: &Lab) {

@@ -7,7 +7,7 @@
 //! look on. It begins about 3.2 s after the start at the earliest (run on 5.2, 7.2, 10.0 and 11.1).
 //!
 //! QEMU ends it itself with the migration, at once also with one that is cancelled: a guest that was throttled by 95 % did
-//! 4 to 27 times as much in the half second after the cancel (run on the same four).
+//! 4 to 90 times as much in the half second after the cancel (run on the same four).
 //!
 //! All of it is there from 5.0 on (`throttle-trigger-threshold`); `cpu-throttle-tailslow` came with 5.1, and is off.
 
