@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, Throughput};
 use qapi::{Execute, qmp};
-use qmigrate::converge::{Budget, Controller, Policy as _};
+use qmigrate::converge::{Budget, Consents, Controller, Policy as _};
 use qmigrate::guest::page::{WORDS, expected};
 use qmigrate::guest::{Content, GuestState, Pattern, Status, Verifier, Workload};
 use qmigrate::migrate::phase::{AtDestination, AtSource, Guest, Input, Phase, Seen};
@@ -125,7 +125,7 @@ fn decisions(criterion: &mut Criterion) {
         let budget = Budget { max_downtime, max_time: None };
         group.bench_function("controller, 100 samples in 25 passes", |bencher| {
             bencher.iter_batched(
-                || Controller::new(budget),
+                || Controller::new(budget, Consents::default()),
                 |mut controller| {
                     for number in 0..100_u32 {
                         let at_ms = f64::from(number) * 100.0;

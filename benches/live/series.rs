@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
-use qmigrate::converge::Controller;
+use qmigrate::converge::{Consents, Controller};
 use qmigrate::guest::Accelerator;
 use qmigrate::lab::figures::Figures;
 use qmigrate::migrate::plan::Limits;
@@ -33,7 +33,7 @@ pub(crate) struct Setting {
 
 impl Setting {
     pub(crate) fn new(qemu: PathBuf, accelerator: Accelerator) -> anyhow::Result<Self> {
-        let limit_ms = Controller::new(Limits::default().budget()).limit_ms();
+        let limit_ms = Controller::new(Limits::default().budget(), Consents::default()).limit_ms();
         let home = tempfile::Builder::new().prefix("qm-home-").tempdir()?;
         Ok(Self { qemu, accelerator, limit_ms, home })
     }

@@ -149,6 +149,7 @@ codes! {
     ProcessorFeatures = "processor-features", "the destination's processors lack features of the source's";
     Prepare = "prepare", "one of the two cannot be set up for the migration";
     SwitchedOff = "switched-off", "warning: a capability of the source is off meanwhile";
+    NoThrottle = "no-throttle", "warning: the source cannot slow its guest down as allowed";
     NotRestored = "not-restored", "warning: the migration settings could not be set back";
     Cancelled = "cancelled", "it was cancelled before anything moved";
 }

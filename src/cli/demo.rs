@@ -11,6 +11,7 @@ use qmigrate::migrate::plan::Mode;
 use qmigrate::record::{End, MigrationId, SCHEMA};
 use qmigrate::units::{Rate, Size};
 
+use super::consent::ConsentArguments;
 use super::migrate::LimitArguments;
 use super::session::{OutputArguments, Session, Signals};
 use super::{Hinted, in_path, refuse};
@@ -42,6 +43,8 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     limits: LimitArguments,
     #[command(flatten)]
+    consents: ConsentArguments,
+    #[command(flatten)]
     output: OutputArguments,
 }
 
@@ -72,11 +75,15 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             return Ok(refuse(error, Some(hint)));
         }
     };
+    let limits = match arguments.consents.on(arguments.limits.limits()) {
+        Ok(limits) => limits,
+        Err(refused) => return Ok(refused),
+    };
     let plan = DemoPlan {
         qemu,
         accelerator: arguments.accelerator,
         workload,
-        limits: arguments.limits.limits(),
+        limits,
         id: MigrationId::new(),
         runtime_directory: runtime_directory()?,
     };

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use qmigrate::converge::PolicyName;
 use qmigrate::host::{UnitName, runtime_directory, state_directory};
 use qmigrate::migrate::engine::{self, Services};
 use qmigrate::migrate::kept;
@@ -20,6 +21,7 @@ use qmigrate::qemu::template::Placeholder;
 use qmigrate::record::{End, MigrationId, Observed};
 use qmigrate::units::{DowntimeMs, Rate, parse_duration};
 
+use super::consent::ConsentArguments;
 use super::session::{OutputArguments, Session, Signals};
 use super::{detach, executable, refuse, template, without_secrets};
 
@@ -78,6 +80,11 @@ pub(crate) struct Arguments {
     choices: Choices,
     #[command(flatten)]
     limits: LimitArguments,
+    #[command(flatten)]
+    consents: ConsentArguments,
+    /// Asks this policy too with each sample, tells what it would have done, and does nothing of it. Repeatable.
+    #[arg(long = "shadow", value_name = "POLICY")]
+    shadows: Vec<PolicyName>,
     /// Does not start the guest on the destination.
     #[arg(long)]
     leave_paused: bool,
@@ -131,12 +138,17 @@ pub(crate) struct LimitArguments {
 impl LimitArguments {
     pub(crate) fn limits(self) -> Limits {
         let Self { max_downtime, max_time, max_bandwidth } = self;
-        Limits { max_downtime, grace: None, max_time, max_bandwidth }
+        Limits { max_downtime, max_time, max_bandwidth, ..Limits::default() }
     }
 }
 
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    let Arguments { choices, limits, leave_paused, detach, dry_run, output, detached } = arguments;
+    let Arguments { choices, limits, consents, shadows, leave_paused, detach, dry_run, output, detached } =
+        arguments;
+    let limits = match consents.on(limits.limits()) {
+        Ok(limits) => limits,
+        Err(refused) => return Ok(refused),
+    };
     let runtime = runtime_directory()?;
     let plan = match choices.plan(detached.unwrap_or_default(), &runtime) {
         Ok(plan) => plan,
@@ -146,7 +158,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         return detach::run().await;
     }
     let at_destination = if leave_paused { AtDestination::Standing } else { AtDestination::AsBefore };
-    let plan = Plan { limits: limits.limits(), at_destination, ..plan };
+    let plan = Plan { limits, shadows, at_destination, ..plan };
     if dry_run {
         return Ok(self::dry_run(&plan).await);
     }
@@ -246,6 +258,7 @@ impl Choices {
             source,
             destination,
             limits: Limits::default(),
+            shadows: Vec::new(),
             mode: if self.non_live { Mode::NonLive } else { Mode::Live },
             at_destination: AtDestination::AsBefore,
             source_after: match self.source_unit {

@@ -21,6 +21,8 @@ macro_rules! data {
 mod cancel;
 /// `check`: all that stands in the way of moving a guest.
 mod check;
+/// What a user allows to be done to the guest.
+mod consent;
 /// `demo`: the embedded guest, moved and proven.
 mod demo;
 /// Lets the engine run on without its terminal.
@@ -37,6 +39,8 @@ mod migrate;
 mod pause;
 /// `recover`: finishes or undoes what a crash has left.
 mod recover;
+/// `replay`: what other policies would have made of a recorded migration.
+mod replay;
 /// One migration as the command runs it: history, orders, signals, control socket, report.
 mod session;
 /// `set`: changes limits while a migration runs.
@@ -93,6 +97,7 @@ enum Command {
     #[command(visible_alias = "abort")]
     Cancel(cancel::Arguments),
     Recover(recover::Arguments),
+    Replay(replay::Arguments),
     Template(template::Arguments),
     Start(start::Arguments),
     Lab(lab::Arguments),
@@ -120,6 +125,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Pause(arguments) => pause::run(arguments).await,
         Command::Cancel(arguments) => cancel::run(arguments).await,
         Command::Recover(arguments) => Box::pin(recover::run(arguments)).await,
+        Command::Replay(arguments) => replay::run(arguments).await,
         Command::Template(arguments) => template::run(arguments).await,
         Command::Start(arguments) => start::run(arguments).await,
         Command::Lab(arguments) => Box::pin(lab::run(arguments)).await,

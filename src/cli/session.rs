@@ -15,7 +15,7 @@ use qmigrate::migrate::journal::{Begun, Journal, JournalError};
 use qmigrate::migrate::order::{Commander, Orders, Request, orders};
 use qmigrate::migrate::plan::Plan;
 use qmigrate::record::{End, Outcome, Record, Warning};
-use qmigrate::report::{JsonLines, Progress, summary};
+use qmigrate::report::{JsonLines, Progress, shadow_lines, summary};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{Hinted, refuse};
@@ -179,7 +179,11 @@ impl Session {
         if outcome.end == End::Refused && !record.blockers.is_empty() {
             return refuse_all(&record.blockers);
         }
-        tell(outcome)
+        let code = tell(outcome);
+        for line in shadow_lines(&record) {
+            say!("{line}");
+        }
+        code
     }
 }
 

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use qmigrate::record::Record;
-use qmigrate::report::{foreign_line, status_lines, summary};
+use qmigrate::report::{foreign_line, shadow_lines, status_lines, summary};
 
 use super::refuse;
 use super::target::{Target, find};
@@ -39,6 +39,7 @@ fn show(record: &Record, json: bool) -> anyhow::Result<()> {
         Some(outcome) => {
             let mut lines = vec![format!("{}  {}, ended", record.id, record.request.source)];
             lines.extend(summary(outcome));
+            lines.extend(shadow_lines(record));
             lines
         }
         None => status_lines(record),

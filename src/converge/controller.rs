@@ -6,7 +6,7 @@ use super::bandwidth::{Bandwidth, as_f64};
 use super::curve::{Bound, DirtyCurve};
 use super::forecast::{Course, Prospect};
 use super::passes::Passes;
-use super::policy::{Policy, Throttle, Wish};
+use super::policy::{Consents, Policy, Throttle, Wish};
 use crate::record::{Choice, Forecast, Sample};
 use crate::units::{DowntimeMs, show_bytes, show_duration};
 
@@ -59,6 +59,7 @@ pub struct Verdict {
 #[derive(Debug, Clone)]
 pub struct Controller {
     budget: Budget,
+    consents: Consents,
     limit_ms: u64,
     bandwidth: Bandwidth,
     passes: Passes,
@@ -71,10 +72,11 @@ pub struct Controller {
 }
 
 impl Controller {
-    /// A controller for a migration that has not started.
-    pub fn new(budget: Budget) -> Self {
+    /// A controller for a migration that has not started, and what its user has consented to.
+    pub fn new(budget: Budget, consents: Consents) -> Self {
         Self {
             budget,
+            consents,
             limit_ms: FIRST_LIMIT_MS.min(budget.largest_limit_ms()),
             bandwidth: Bandwidth::default(),
             passes: Passes::default(),
@@ -200,13 +202,22 @@ impl Controller {
             show_bytes(smallest_bytes),
             self.budget.max_downtime
         );
-        Verdict { choice: Choice::Infeasible { smallest_downtime_ms }, reason, forecast: None }
+        let smallest_time_ms = None;
+        Verdict {
+            choice: Choice::Infeasible { smallest_downtime_ms, smallest_time_ms },
+            reason,
+            forecast: None,
+        }
     }
 }
 
 impl Policy for Controller {
     fn wish(&self) -> Wish {
-        Wish { downtime_limit_ms: self.limit_ms, throttle: Throttle::Never }
+        let throttle = match self.consents.throttle_percent {
+            Some(_) => Throttle::ByHand { percent: 0 },
+            None => Throttle::Never,
+        };
+        Wish { downtime_limit_ms: self.limit_ms, throttle }
     }
 
     fn stream_bytes_per_second(&self) -> u64 {
@@ -283,7 +294,7 @@ mod tests {
 
     #[test]
     fn a_guest_that_converges_is_left_alone_with_a_tight_limit() {
-        let mut controller = Controller::new(budget(300));
+        let mut controller = Controller::new(budget(300), Consents::default());
         assert_eq!(controller.limit_ms(), 2);
         for (number, remaining) in (1..8).map(|number| (number, 1_u64 << (30 - 3 * number))) {
             let at_ms = as_f64(number) * 1000.0;
@@ -295,7 +306,7 @@ mod tests {
 
     #[test]
     fn what_to_expect_is_said_once_as_the_second_pass_begins() {
-        let mut controller = Controller::new(budget(300));
+        let mut controller = Controller::new(budget(300), Consents::default());
         let mut told = Vec::new();
         for number in 1..8 {
             let at_ms = as_f64(number) * 1000.0;
@@ -313,7 +324,7 @@ mod tests {
 
     #[test]
     fn the_limit_rises_to_what_a_plateau_needs_and_not_to_the_whole_budget() {
-        let mut controller = Controller::new(budget(300));
+        let mut controller = Controller::new(budget(300), Consents::default());
         for number in 1..3 {
             let verdict = controller.observe(&pass(number, 1_000_000, as_f64(number) * 200.0), 0.0);
             assert!(verdict.is_none_or(|verdict| verdict.choice == Choice::Wait));
@@ -324,12 +335,12 @@ mod tests {
 
     #[test]
     fn infeasible_is_said_after_three_passes_without_a_new_low_but_not_before_half_a_minute() {
-        let mut controller = Controller::new(budget(300));
+        let mut controller = Controller::new(budget(300), Consents::default());
         let mut said = None;
         for number in 1..100 {
             let at_ms = as_f64(number) * 1000.0;
             if let Some(verdict) = controller.observe(&pass(number, 100_000_000, at_ms), at_ms)
-                && let Choice::Infeasible { smallest_downtime_ms } = verdict.choice
+                && let Choice::Infeasible { smallest_downtime_ms, .. } = verdict.choice
             {
                 said = Some((number, smallest_downtime_ms));
                 break;
@@ -344,7 +355,7 @@ mod tests {
     fn the_time_budget_ends_it_once() {
         let mut budget = budget(300);
         budget.max_time = Some(Duration::from_secs(1));
-        let mut controller = Controller::new(budget);
+        let mut controller = Controller::new(budget, Consents::default());
         assert_eq!(controller.observe(&pass(1, 1, 999.0), 999.0), None);
         assert_eq!(controller.observe(&pass(1, 1, 1001.0), 1001.0).unwrap().choice, Choice::OutOfTime);
         assert_eq!(controller.observe(&pass(1, 1, 1002.0), 1002.0), None);
@@ -356,7 +367,7 @@ mod tests {
             max_downtime_ms in 1_u64..2_000_000,
             passes in proptest::collection::vec((0_u64..1 << 40, 0.0..1e4), 1..60),
         ) {
-            let mut controller = Controller::new(budget(max_downtime_ms));
+            let mut controller = Controller::new(budget(max_downtime_ms), Consents::default());
             prop_assert!(controller.limit_ms() <= max_downtime_ms);
             let mut at_ms = 0.0;
             for (number, (remaining, elapsed_ms)) in (1..).zip(passes) {

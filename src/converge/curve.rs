@@ -142,6 +142,16 @@ impl DirtyCurve {
         Some(high)
     }
 
+    /// The sets of the fit: how many bytes each has, and after which time in milliseconds its pages are dirtied again.
+    pub(super) fn sets(&self) -> impl Iterator<Item = (f64, f64)> + '_ {
+        self.sets.iter().map(|set| (set.bytes, set.time_ms))
+    }
+
+    /// What the fit has as written once and never again, in bytes per millisecond.
+    pub(super) fn cold_bytes_per_ms(&self) -> f64 {
+        self.cold_bytes_per_ms
+    }
+
     fn fitted(&self, length_ms: f64) -> f64 {
         let hot: f64 = self.sets.iter().map(|set| set.bytes * share(length_ms, set.time_ms)).sum();
         hot + self.cold_bytes_per_ms * length_ms

@@ -18,12 +18,27 @@ mod passes;
 mod policy;
 /// Ours: the limit that starts low and rises only within the budget.
 mod controller;
+/// What a user allows, and a wish held to it.
+mod consent;
+/// The policies of others, as they were published, and the names by which one is chosen.
+mod rivals;
+/// Policies that are asked beside the one in force, and change nothing.
+mod shadow;
+/// What a policy would have made of a recorded migration.
+mod replay;
+/// A recorded migration as a guest and a link for the simulator.
+mod fitted;
 /// QEMU's migration loop without QEMU: passes, blackout and cost of a migration in a few milliseconds.
 pub mod simulator;
 
 pub use bandwidth::Bandwidth;
+pub use consent::{Permission, PermissionError};
 pub use controller::{Budget, Controller, Verdict};
 pub use curve::{Bound, DirtyCurve, Window};
+pub use fitted::{Breach, Finish, Fitted, Simulated};
 pub use forecast::{Course, Feasible, Prospect};
 pub use passes::Passes;
 pub use policy::{AutoConverge, Consent, Consents, Policy, Throttle, Wish};
+pub use replay::{Parting, Replay, ReplayError, replay};
+pub use rivals::{PolicyName, PolicyNameError};
+pub use shadow::{Shadow, Shadows, Why};

@@ -90,7 +90,7 @@ mod recorded;
 pub use guest::{Guest, Order};
 pub use link::Link;
 pub use qemu::{AutoConverge, Costs, Qemu};
-pub use run::{Run, run};
+pub use run::{Run, run, run_for};
 
 use crate::record::Sample;
 use crate::units::Rate;

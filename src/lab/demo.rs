@@ -167,6 +167,7 @@ pub async fn start(plan: &DemoPlan, setting: &Setting) -> Result<Demo, DemoError
             incoming: Incoming::Defer,
         },
         limits: plan.limits,
+        shadows: Vec::new(),
         mode: setting.mode,
         at_destination: AtDestination::AsBefore,
         source_after: SourceAfter::Quit,

@@ -23,6 +23,10 @@ mod cancels;
 mod contact;
 /// Orders of people: cancel, pause, new limits.
 mod people;
+/// How the source is set while it sends.
+mod settings;
+/// What the guest dirties, sampled beside the stream.
+mod windows;
 /// How far the stream is, and what the controller makes of it.
 mod progress;
 
@@ -31,6 +35,7 @@ use cancels::Cancels;
 use qapi_qmp as words;
 use tokio::sync::mpsc;
 use tokio::time::{Instant as TokioInstant, sleep_until};
+use windows::Sampling;
 
 use super::history::History;
 use super::journal::Ledger;
@@ -38,9 +43,11 @@ use super::order::{Order, Orders};
 use super::phase::{Action, AtSource, Input, Phase, Rest, Retreat, Seen, SourceEnd};
 use super::plan::{Limits, Mode};
 use super::side::{Contact, LAST_BREATH, Side, Word};
+use super::step::tuning::Tuning;
 use super::watchdog::Watchdog;
 use crate::check::chain;
-use crate::converge::{Policy, Wish};
+use crate::converge::{Policy, Shadows, Throttle, Wish};
+use crate::qemu::dirty_rate::Dirtied;
 use crate::qmp::words::{MigrationInfo, Notice, RunState, StatusInfo};
 use crate::qmp::{CallError, Client, Heard, Leg};
 
@@ -102,6 +109,16 @@ enum Answer {
     Cancelled(Result<(), CallError>),
     Stopped(Result<(), CallError>, Option<Order>),
     Limits(Result<(), CallError>, Option<Order>),
+    Dirtied(Dirtied),
+}
+
+/// For how long a guest that the engine has stopped may stand still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standstill {
+    /// A person has asked for it.
+    AsLongAsItTakes,
+    /// A policy has found that what is left fits the budget, and is held to that from the stop on.
+    WithinBudget,
 }
 
 /// Drives one migration from `migrate` to its end.
@@ -114,8 +131,15 @@ pub struct Driver<'a> {
     orders: &'a mut Orders,
     limits: Limits,
     policy: Box<dyn Policy>,
+    shadows: Shadows,
     /// How the source is set, as far as has been sent.
     wish: Wish,
+    /// What of the source is set besides its limits.
+    tuning: Tuning,
+    /// How fast the source has been told that the last copy will be; 0 for nothing.
+    switchover_bytes_per_second: u64,
+    sampling: Sampling,
+    standstill: Standstill,
     ledger: &'a mut dyn Ledger,
     is_ledger_lost: bool,
     watchdog: Watchdog,
@@ -161,8 +185,13 @@ impl<'a> Driver<'a> {
             phase,
             orders,
             limits,
-            wish: policy.wish(),
+            wish: Wish { throttle: Throttle::Never, ..limits.permitted(policy.wish()) },
             policy,
+            tuning: Tuning::default(),
+            switchover_bytes_per_second: 0,
+            sampling: Sampling::default(),
+            standstill: Standstill::AsLongAsItTakes,
+            shadows: Shadows::default(),
             ledger,
             is_ledger_lost: false,
             watchdog: Watchdog::new(limits.longest_blackout()),
@@ -192,6 +221,13 @@ impl<'a> Driver<'a> {
         }
     }
 
+    /// Asks these too, and obeys none of them.
+    #[must_use]
+    pub fn beside(mut self, shadows: Shadows) -> Self {
+        self.shadows = shadows;
+        self
+    }
+
     /// Starts the stream and drives it until nothing more happens. A guest that is not to be moved live is stopped
     /// first, on the same connection: QEMU keeps the order.
     pub async fn run(mut self, uri: &str, mode: Mode) -> (Conclusion, Side, Side) {
@@ -213,6 +249,7 @@ impl<'a> Driver<'a> {
     pub async fn resume(mut self) -> (Conclusion, Side, Side) {
         // `migrate` may not have been sent, or not been read.
         self.is_start_unknown = true;
+        self.set_anew();
         let phase = self.phase;
         self.conts = u32::from(matches!(phase, Phase::Committed { .. }));
         self.enter(phase).await;
@@ -331,7 +368,7 @@ impl<'a> Driver<'a> {
             self.give_up_reaching().await;
         }
         if over && self.phase.can_retreat() && !self.waits_for_source() {
-            let bound = crate::units::show_duration(self.limits.longest_blackout());
+            let bound = crate::units::show_duration(self.longest_blackout());
             self.explain(&format!(
                 "the switchover took longer than the budget and its grace together ({bound})"
             ));
@@ -475,6 +512,9 @@ impl<'a> Driver<'a> {
             self.give_up_at = None;
         }
         self.phase = phase;
+        if !matches!(phase, Phase::Streaming(_)) {
+            self.sampling.stop();
+        }
         self.history.enter(phase.name());
         #[cfg(feature = "hold-points")]
         super::hold::at(phase).await;

@@ -11,21 +11,23 @@ use super::journal::{Journal, Step};
 use super::order::Orders;
 use super::outcome;
 use super::phase::{AtSource, Guest, Phase};
-use super::plan::{self, MadeFrom, Plan, Risks, StartedBy};
+use super::plan::{self, Limits, MadeFrom, Mode, Plan, Risks, StartedBy};
 use super::side::{Contact, Side};
 use super::step::agree::{Agreement, Twin};
 use super::step::destination::Held;
 use super::step::limits::QemuLimits;
 use super::step::prepare::{self, Originals, PrepareError, Settings};
 use super::step::survey::Source;
-use super::step::{self, destination, finish, survey};
+use super::step::tuning::{Knob, Tuning};
+use super::step::{self, destination, finish, survey, throttle};
 use crate::check::{Blocker, Code, chain};
+use crate::converge::{Shadows, Throttle, Wish};
 use crate::host::PrivateDirectory;
 use crate::qemu::rewrite::Memory;
 use crate::qemu::twin;
 use crate::qmp::Leg;
 use crate::qmp::words::RunState;
-use crate::record::{Entry, Observed, Outcome, PhaseName};
+use crate::record::{Entry, LimitsBy, Observed, Outcome, PhaseName};
 
 /// What a migration works with besides its plan.
 pub struct Services<'a> {
@@ -119,7 +121,7 @@ async fn with_destination(
     super::hold::at_point("destination").await;
     history.enter(PhaseName::Prepare);
     let prepared = prepare_both(plan, &source, &held, history, orders, journal).await;
-    let (uri, originals) = match prepared {
+    let Ready { uri, originals, limits, tuning } = match prepared {
         Ok(prepared) => prepared,
         Err(Unready { originals, blockers }) => {
             held.clear().await;
@@ -161,7 +163,9 @@ async fn with_destination(
     let guest = Guest { at_source: look(&mut sides.0).await, at_destination: plan.at_destination };
     let phase = Phase::Streaming(guest);
     let written = journal.write(&Step::Phase { phase });
-    let driver = Driver::new(sides, phase, plan.limits, plan.limits.policy(), history, orders, *journal);
+    let shadows = Shadows::new(&plan.shadows, limits.budget(), limits.consents);
+    let driver = Driver::new(sides, phase, limits, limits.build_policy(), history, orders, *journal);
+    let driver = driver.tuned(tuning).beside(shadows);
     let (conclusion, source, destination) = match written {
         Ok(()) => driver.run(&uri, plan.mode).await,
         Err(error) => driver.give_up(&chain(&error)),
@@ -187,6 +191,17 @@ fn cancelled(reason: &str) -> Blocker {
     Blocker::bare(Code::Cancelled, format!("{reason}; nothing had been moved yet"))
 }
 
+/// Both sides can go.
+struct Ready {
+    uri: String,
+    /// How the source was set up before.
+    originals: Originals,
+    /// The plan's, less what the source cannot do.
+    limits: Limits,
+    /// What of the source is set besides its limits.
+    tuning: Tuning,
+}
+
 /// Both sides could not be made ready.
 struct Unready {
     /// How the source was set up before, if that may have been changed.
@@ -202,7 +217,7 @@ async fn prepare_both(
     history: &mut History,
     orders: &mut Orders,
     journal: &mut Journal,
-) -> Result<(String, Originals), Unready> {
+) -> Result<Ready, Unready> {
     let untouched = |blocker| Unready { originals: None, blockers: vec![blocker] };
     let prepared = tokio::select! {
         biased;
@@ -210,18 +225,44 @@ async fn prepare_both(
         reason = orders.cancelled() => Err(untouched(held.blame(cancelled(&reason)))),
     };
     // From here on a cancel waits until the source is set up, a matter of milliseconds: it is not left half set.
-    let Prepared { uri, found, agreement } = prepared?;
-    let originals = found.originals(source.limits_by);
+    let Prepared { uri, found, mut agreement } = prepared?;
+    let (limits, wish, tuning) = possible(plan, source, &found, history);
+    if tuning.throttle.is_usable() {
+        agreement = agreement.with_throttle(found.capabilities());
+    }
+    let originals = found.originals(source.limits_by, tuning);
     let written = journal.write(&Step::Originals { originals: originals.clone() });
     written.map_err(|error| untouched(error.into()))?;
     for (name, why) in &agreement.dropped {
         history.warn("switched-off", format!("the source's '{name}' is off for this migration: {why}"), None);
     }
-    let limits = QemuLimits::both(plan.limits.policy().wish().downtime_limit_ms, plan.limits.max_bandwidth);
-    match prepare::source(&source.client, source.limits_by, limits, &agreement).await {
-        Ok(()) => Ok((uri, originals)),
+    let parameters = throttle::at_start(wish.throttle, found.parameters());
+    let of_qemu = QemuLimits::both(wish.downtime_limit_ms, limits.max_bandwidth);
+    match prepare::source(&source.client, source.limits_by, of_qemu, &agreement, parameters).await {
+        Ok(()) => Ok(Ready { uri, originals, limits, tuning }),
         Err(error) => Err(Unready { originals: Some(originals), blockers: vec![held.blame(error.into())] }),
     }
+}
+
+/// The plan's limits with what the source can do of that, how it is to be set at first, and what of it is set besides
+/// its limits. What is allowed and cannot be done is told, and stops nothing.
+fn possible(plan: &Plan, source: &Source, found: &Settings, history: &mut History) -> (Limits, Wish, Tuning) {
+    let tells = source.limits_by == LimitsBy::Parameters
+        && plan.mode == Mode::Live
+        && source.inventory.dialect.has_command("calc-dirty-rate");
+    let able = found.tuning(if tells { Knob::Usable } else { Knob::Absent });
+    let mut limits = plan.limits;
+    let mut wish = limits.permitted(limits.build_policy().wish());
+    if wish.throttle != Throttle::Never && !able.throttle.is_usable() {
+        limits.consents.throttle_percent = None;
+        wish.throttle = Throttle::Never;
+        history.warn(
+            "no-throttle",
+            "the source's QEMU cannot slow its guest down as far as is needed: it goes without",
+            Some("QEMU has all that it takes from 5.0 on"),
+        );
+    }
+    (limits, wish, able.for_plan(wish, limits.max_bandwidth))
 }
 
 /// A destination that listens.

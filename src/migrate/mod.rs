@@ -42,3 +42,6 @@ mod outcome;
 /// Points at which a test holds the engine still.
 #[cfg(feature = "hold-points")]
 mod hold;
+/// A policy that does what a test says.
+#[cfg(feature = "hold-points")]
+mod rehearsal;

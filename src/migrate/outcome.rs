@@ -19,6 +19,7 @@ fn outcome(end: End, guest: Whereabouts, message: impl Into<String>, hint: Optio
         message: message.into(),
         hint,
         open: end == End::Undecided,
+        budgets_enforced: true,
         blackout: None,
         totals: Totals::default(),
         moved: Vec::new(),
@@ -362,6 +363,7 @@ pub(super) fn with_totals(mut outcome: Outcome, history: &History) -> Outcome {
     if let Some(sample) = record.samples.last() {
         outcome.totals.transferred_bytes = outcome.totals.transferred_bytes.max(sample.transferred_bytes);
     }
+    outcome.budgets_enforced = record.request.budgets_enforced;
     drop(record);
     outcome
 }

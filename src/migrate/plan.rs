@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::converge::{Budget, Controller, Policy};
+use crate::converge::{Budget, Consent, Consents, Policy, PolicyName, Wish as PolicyWish};
 use crate::host::UnitName;
 use crate::migrate::phase::AtDestination;
 use crate::qemu::QemuName;
 use crate::qemu::dialect::Wish;
 use crate::qemu::rewrite::Map;
 use crate::qemu::template::{TemplateFile, Values};
-use crate::record::{MigrationId, Request};
+use crate::record::{Allowed, MigrationId, Request};
 use crate::units::{DowntimeMs, Rate};
 
 /// The shortest grace: a machine that is busy for a second is no reason to give up a switch that is under way.
@@ -30,6 +30,10 @@ pub struct Limits {
     pub max_time: Option<Duration>,
     /// The largest rate of the stream.
     pub max_bandwidth: Option<Rate>,
+    /// What may be done to the guest besides waiting.
+    pub consents: Consents,
+    /// What decides within all that.
+    pub policy: PolicyName,
 }
 
 impl Limits {
@@ -50,6 +54,9 @@ impl Limits {
             grace: Some(Duration::from_millis(request.grace_ms)),
             max_time: request.max_time_ms.map(Duration::from_millis),
             max_bandwidth: request.max_bandwidth_bytes_per_second,
+            consents: consents_of(request.allowed),
+            // One that a newer version had: ours keeps to the budgets.
+            policy: request.policy.parse().unwrap_or(PolicyName::Qmigrate),
         }
     }
 
@@ -58,9 +65,54 @@ impl Limits {
         Budget { max_downtime: self.max_downtime, max_time: self.max_time }
     }
 
-    /// What decides within them.
-    pub fn policy(self) -> Box<dyn Policy> {
-        Box::new(Controller::new(self.budget()))
+    /// What decides within them, before its first sample.
+    pub fn build_policy(self) -> Box<dyn Policy> {
+        #[cfg(feature = "hold-points")]
+        if let Some(rehearsal) = super::rehearsal::wanted() {
+            return rehearsal;
+        }
+        self.policy.build(self.budget(), self.consents)
+    }
+
+    /// What of a policy's wish is sent: of ours, what is within budget and consents. Whoever has consented to a policy of
+    /// others has consented to what that one does.
+    pub fn permitted(self, wish: PolicyWish) -> PolicyWish {
+        if self.policy.keeps_budgets() { self.consents.hold(wish, self.budget()) } else { wish }
+    }
+
+    /// Whether a policy may stop the guest for as long as the rest takes.
+    pub fn may_pause(self) -> bool {
+        self.consents.pause == Consent::Given || !self.policy.keeps_budgets()
+    }
+
+    /// After so long a blackout the guest goes back to its source while this is the limit in force. Under a policy of
+    /// others that may be above the budget, and has the same grace then.
+    pub fn longest_blackout_under(self, downtime_limit_ms: u64) -> Duration {
+        let in_force =
+            Self { max_downtime: DowntimeMs::new(downtime_limit_ms).unwrap_or(self.max_downtime), ..self };
+        if self.policy.keeps_budgets() {
+            self.longest_blackout()
+        } else {
+            self.longest_blackout().max(in_force.longest_blackout())
+        }
+    }
+}
+
+fn consents_of(allowed: Allowed) -> Consents {
+    let consent = |given| if given { Consent::Given } else { Consent::Withheld };
+    Consents {
+        // A record is input: no throttle is 0 % or 100 %.
+        throttle_percent: allowed.throttle_percent.filter(|percent| (1..=99).contains(percent)),
+        pause: consent(allowed.pause),
+        postcopy: consent(allowed.postcopy),
+    }
+}
+
+fn allowed_of(consents: Consents) -> Allowed {
+    Allowed {
+        throttle_percent: consents.throttle_percent,
+        pause: consents.pause == Consent::Given,
+        postcopy: consents.postcopy == Consent::Given,
     }
 }
 
@@ -71,7 +123,14 @@ impl Default for Limits {
             Some(default) => default,
             None => panic!("300 ms is a downtime"),
         };
-        Self { max_downtime: DEFAULT, grace: None, max_time: None, max_bandwidth: None }
+        Self {
+            max_downtime: DEFAULT,
+            grace: None,
+            max_time: None,
+            max_bandwidth: None,
+            consents: Consents::default(),
+            policy: PolicyName::Qmigrate,
+        }
     }
 }
 
@@ -181,6 +240,8 @@ pub struct Plan {
     pub destination: Destination,
     /// Its limits.
     pub limits: Limits,
+    /// The policies that are asked beside the one in force, and change nothing.
+    pub shadows: Vec<PolicyName>,
     /// Live or not.
     pub mode: Mode,
     /// What the guest is to do on the destination.
@@ -218,6 +279,9 @@ impl Plan {
             max_time_ms: self.limits.max_time.map(milliseconds),
             max_bandwidth_bytes_per_second: self.limits.max_bandwidth,
             live: self.mode == Mode::Live,
+            allowed: allowed_of(self.limits.consents),
+            policy: self.limits.policy.to_string(),
+            budgets_enforced: self.limits.policy.keeps_budgets(),
         }
     }
 }
@@ -225,6 +289,7 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::converge::{AutoConverge, Throttle};
 
     #[test]
     fn the_unit_to_stop_is_written_down_and_read_back_as_a_name_only() {
@@ -234,6 +299,46 @@ mod tests {
         assert_eq!(serde_json::from_str::<SourceAfter>(&json).unwrap(), after);
         assert!(serde_json::from_str::<SourceAfter>(r#"{"stop_unit":"--host=x"}"#).is_err());
         assert_eq!(serde_json::to_string(&SourceAfter::Quit).unwrap(), r#""quit""#);
+    }
+
+    #[test]
+    fn a_record_gives_back_what_was_allowed_and_an_old_one_allows_nothing() {
+        let consents = Consents { throttle_percent: Some(80), pause: Consent::Given, ..Consents::default() };
+        let mut request = Request::in_a_test("/vm");
+        request.allowed = allowed_of(consents);
+        request.policy = PolicyName::Fixed.to_string();
+        let json = serde_json::to_value(&request).unwrap();
+        assert_eq!(
+            json["allowed"],
+            serde_json::json!({"throttle_percent": 80, "pause": true, "postcopy": false})
+        );
+        let found = Limits::of(&serde_json::from_value(json.clone()).unwrap());
+        assert_eq!((found.consents, found.policy), (consents, PolicyName::Fixed));
+
+        let mut old = json;
+        for new in ["allowed", "policy", "budgets_enforced"] {
+            old.as_object_mut().unwrap().remove(new);
+        }
+        let old: Request = serde_json::from_value(old).unwrap();
+        let found = Limits::of(&old);
+        assert_eq!((found.consents, found.policy), (Consents::default(), PolicyName::Qmigrate));
+        assert!(old.budgets_enforced);
+
+        request.allowed.throttle_percent = Some(100);
+        assert_eq!(Limits::of(&request).consents.throttle_percent, None);
+    }
+
+    #[test]
+    fn a_policy_of_others_may_do_what_it_does_and_is_given_up_no_sooner_than_its_limit_says() {
+        let wish =
+            PolicyWish { downtime_limit_ms: 5000, throttle: Throttle::Automatic(AutoConverge::DEFAULT) };
+        let ours = Limits::default();
+        let others = Limits { policy: PolicyName::AutoConverge, ..ours };
+        assert_eq!(ours.permitted(wish), PolicyWish { downtime_limit_ms: 300, throttle: Throttle::Never });
+        assert_eq!(others.permitted(wish), wish);
+        assert!(others.may_pause() && !ours.may_pause());
+        assert_eq!(ours.longest_blackout_under(5000), Duration::from_millis(2300));
+        assert_eq!(others.longest_blackout_under(5000), Duration::from_secs(10));
     }
 
     #[test]

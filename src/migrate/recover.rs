@@ -74,8 +74,12 @@ async fn mend(story: Story, source: &Source, services: &mut Services<'_>) -> Res
 
     // Taken up where it stands, and brought to its end as its own engine would have.
     let Services { history, orders, journal, observed } = services;
-    let limits = Limits::of(&story.begun.request);
-    let driver = Driver::new((from, to), phase, limits, limits.policy(), history, orders, *journal);
+    let (mut limits, tuning) = (Limits::of(&story.begun.request), originals.tuning());
+    if !tuning.throttle.is_usable() {
+        limits.consents.throttle_percent = None;
+    }
+    let driver = Driver::new((from, to), phase, limits, limits.build_policy(), history, orders, *journal);
+    let driver = driver.tuned(tuning);
     let (mut conclusion, from, to) = driver.resume().await;
     if conclusion.phase == Phase::Undecided(MayRun::Destination) && to.process.has_ended() {
         // It may have run there, and nobody will ever know more; unless somebody has run it on its source since.

@@ -15,6 +15,8 @@
 pub mod argv;
 /// What a QEMU can do, known by asking it.
 pub mod dialect;
+/// How much memory the guest dirties within a window.
+pub mod dirty_rate;
 /// The guest's hardware as a QEMU has it now, and how that of two QEMUs differs.
 pub mod hardware;
 /// What each drive has in it, down its backing files.

@@ -87,6 +87,17 @@ pub struct Sample {
     pub throttle_percent: u64,
 }
 
+/// What the guest dirtied in a window that was sampled beside the stream (`calc-dirty-rate`).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct DirtyWindow {
+    /// When it ended, in milliseconds since the start of the migration.
+    pub at_ms: f64,
+    /// How long it was, in milliseconds.
+    pub length_ms: f64,
+    /// The distinct bytes dirtied in it, as a sample of the pages tells.
+    pub dirtied_bytes: f64,
+}
+
 /// What is to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "choice", rename_all = "snake_case")]
@@ -100,6 +111,10 @@ pub enum Choice {
     Infeasible {
         /// The smallest downtime that would do, in milliseconds, as far as is known.
         smallest_downtime_ms: u64,
+        /// What the whole migration takes with that downtime, from the begin of the stream to the guest on the
+        /// destination, in milliseconds; absent where too little is known, and in records of older versions.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        smallest_time_ms: Option<u64>,
     },
     /// The time budget is spent.
     OutOfTime,
@@ -135,6 +150,34 @@ pub struct Forecast {
     pub bytes: Option<u64>,
 }
 
+/// What a decision costs the guest from this moment on, if what is expected comes true.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Cost {
+    /// The work that it does not do, in milliseconds of its time: all of the blackout, and until then what the throttle
+    /// takes. QEMU's throttle takes the same share of all processors.
+    pub lost_work_ms: f64,
+}
+
+impl Cost {
+    /// Of a choice with this forecast, where the guest is slowed down by so much already. A guest that is stopped works
+    /// no more until it has arrived. What is given up costs nothing, and of what is not foretold nothing is known.
+    pub fn of(choice: Choice, throttle_percent: u8, forecast: Option<&Forecast>) -> Option<Self> {
+        let forecast = forecast?;
+        let share = match choice {
+            Choice::Infeasible { .. } | Choice::OutOfTime => return None,
+            Choice::Throttle { percent } => f64::from(percent) / 100.0,
+            Choice::Pause => 1.0,
+            Choice::Limit { .. } | Choice::Wait | Choice::Budget => f64::from(throttle_percent) / 100.0,
+        };
+        let stream_ms = match forecast.stream_ms {
+            Some(stream_ms) => stream_ms,
+            None if share > 0.0 => return None,
+            None => 0.0,
+        };
+        Some(Self { lost_work_ms: forecast.blackout_ms + share * stream_ms })
+    }
+}
+
 /// A decision with its reason, one line that a person understands.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Decision {
@@ -147,6 +190,13 @@ pub struct Decision {
     pub reason: String,
     /// What is expected of it.
     pub forecast: Option<Forecast>,
+    /// What it costs the guest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<Cost>,
+    /// The policy that would have decided so, where it is one that was only asked (`--shadow`); absent where this was
+    /// done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<String>,
 }
 
 /// Something the user should know though it stops nothing.
@@ -158,4 +208,31 @@ pub struct Warning {
     pub message: String,
     /// What to do about it.
     pub hint: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_decision_costs_the_blackout_and_what_the_throttle_takes_until_then() {
+        let forecast = |stream_ms| Forecast {
+            blackout_ms: 100.0,
+            blackout_between_ms: None,
+            stream_ms,
+            passes: None,
+            bytes: None,
+        };
+        let cost = |choice, throttle_percent, stream_ms| {
+            Cost::of(choice, throttle_percent, Some(&forecast(stream_ms))).map(|cost| cost.lost_work_ms)
+        };
+        assert_eq!(cost(Choice::Wait, 0, None), Some(100.0));
+        assert_eq!(cost(Choice::Wait, 50, Some(1000.0)), Some(600.0));
+        assert_eq!(cost(Choice::Throttle { percent: 80 }, 0, Some(1000.0)), Some(900.0));
+        assert_eq!(cost(Choice::Throttle { percent: 80 }, 0, None), None, "for how long is not known");
+        assert_eq!(cost(Choice::Throttle { percent: 0 }, 80, Some(1000.0)), Some(100.0));
+        assert_eq!(cost(Choice::Pause, 0, Some(1000.0)), Some(1100.0));
+        assert_eq!(cost(Choice::OutOfTime, 0, Some(1000.0)), None);
+        assert_eq!(Cost::of(Choice::Wait, 0, None), None);
+    }
 }

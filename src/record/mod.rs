@@ -17,10 +17,15 @@ mod course;
 mod id;
 /// How it ended, where the guest is, and what the guest lost in time.
 mod outcome;
+/// A record from a file.
+mod read;
 
-pub use course::{Choice, Decision, Forecast, Pass, PhaseChange, PhaseName, Sample, Warning};
+pub use course::{
+    Choice, Cost, Decision, DirtyWindow, Forecast, Pass, PhaseChange, PhaseName, Sample, Warning,
+};
 pub use id::{IdError, MigrationId};
 pub use outcome::{Blackout, End, MayRun, Moved, Observed, Outcome, Totals, Whereabouts};
+pub use read::{Gap, ReadError, Reading};
 
 use serde::{Deserialize, Serialize};
 
@@ -44,6 +49,37 @@ pub struct Request {
     pub max_bandwidth_bytes_per_second: Option<Rate>,
     /// Whether the guest runs while its memory is copied.
     pub live: bool,
+    /// What may be done to the guest besides waiting.
+    #[serde(default)]
+    pub allowed: Allowed,
+    /// The name of the policy that decides.
+    #[serde(default = "our_policy")]
+    pub policy: String,
+    /// Whether that policy keeps to the budgets; those of others do not.
+    #[serde(default = "enforced")]
+    pub budgets_enforced: bool,
+}
+
+/// What may be done to the guest besides waiting, by consent. Nothing, in records of older versions.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Allowed {
+    /// The most that it may be slowed down, in per cent of its time.
+    pub throttle_percent: Option<u8>,
+    /// Stopping it so that what is left can be sent.
+    pub pause: bool,
+    /// Running it on the destination before all of its memory is there.
+    pub postcopy: bool,
+}
+
+/// What decided before there were others.
+fn our_policy() -> String {
+    "qmigrate".to_owned()
+}
+
+/// All that older versions had kept to the budgets.
+fn enforced() -> bool {
+    true
 }
 
 #[cfg(test)]
@@ -57,6 +93,9 @@ impl Request {
             max_time_ms: None,
             max_bandwidth_bytes_per_second: None,
             live: true,
+            allowed: Allowed::default(),
+            policy: our_policy(),
+            budgets_enforced: true,
         }
     }
 }
@@ -113,6 +152,9 @@ pub struct Record {
     pub passes: Vec<Pass>,
     /// What `query-migrate` said, over time.
     pub samples: Vec<Sample>,
+    /// What the guest dirtied in windows that were sampled beside the stream.
+    #[serde(default)]
+    pub dirty_windows: Vec<DirtyWindow>,
     /// What the controller decided, and why.
     pub decisions: Vec<Decision>,
     /// What the user should know though it stopped nothing.
@@ -138,6 +180,8 @@ pub enum Entry {
     Pass(Pass),
     /// A measurement.
     Sample(Sample),
+    /// A window that was sampled beside the stream.
+    DirtyWindow(DirtyWindow),
     /// A decision of the controller or of a person.
     Decision(Decision),
     /// Something the user should know.
@@ -162,6 +206,7 @@ impl Record {
             phases: Vec::new(),
             passes: Vec::new(),
             samples: Vec::new(),
+            dirty_windows: Vec::new(),
             decisions: Vec::new(),
             warnings: Vec::new(),
             blockers: Vec::new(),
@@ -177,6 +222,7 @@ impl Record {
             Entry::Destination(party) => self.destination = Some(party),
             Entry::Pass(pass) => self.passes.push(pass),
             Entry::Sample(sample) => self.samples.push(sample),
+            Entry::DirtyWindow(window) => self.dirty_windows.push(window),
             Entry::Decision(decision) => self.decisions.push(decision),
             Entry::Warning(warning) => self.warnings.push(warning),
             Entry::Blocker(blocker) => self.blockers.push(blocker),

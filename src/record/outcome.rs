@@ -138,6 +138,9 @@ pub struct Outcome {
     /// Whether `recover` has something left to do; the guest is not moved again before that.
     #[serde(default)]
     pub open: bool,
+    /// Whether the policy in force kept to the budgets; those of others do not.
+    #[serde(default = "super::enforced")]
+    pub budgets_enforced: bool,
     /// How long the guest stood still, if it moved.
     pub blackout: Option<Blackout>,
     /// What it took.

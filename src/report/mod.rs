@@ -4,9 +4,12 @@
 mod json;
 /// The line that is redrawn on a terminal, and the lines elsewhere.
 mod progress;
+/// What other policies would have done.
+mod replay;
 /// The end, in words.
 mod summary;
 
 pub use json::JsonLines;
 pub use progress::Progress;
+pub use replay::{recorded_lines, replay_lines, shadow_lines};
 pub use summary::{foreign_line, status_lines, summary};

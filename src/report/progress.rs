@@ -75,22 +75,31 @@ impl Witness for Progress {
                 if let (Face::Lines, Entry::Pass(pass)) = (&self.face, entry) {
                     let rate = record.samples.last().map_or(0, |sample| sample.stream_bytes_per_second);
                     let rate = if rate == 0 { String::new() } else { format!(", {}/s", show_bytes(rate)) };
+                    let throttle = record.samples.last().and_then(throttle_text);
+                    let throttle = throttle.map_or_else(String::new, |text| format!(", {text}"));
                     self.say(&format!(
-                        "{}: pass {}: {} left{rate}",
+                        "{}: pass {}: {} left{rate}{throttle}",
                         record.id,
                         pass.number,
                         show_bytes(pass.remaining_bytes)
                     ));
                 }
             }
-            Entry::Decision(decision) => self.say(&format!("{}: {}", record.id, decision.reason)),
+            Entry::Decision(decision) => match &decision.policy {
+                Some(policy) => self.say(&format!("{}: {policy} would: {}", record.id, decision.reason)),
+                None => self.say(&format!("{}: {}", record.id, decision.reason)),
+            },
             Entry::Warning(warning) => {
                 self.say(&format!("warning: {}", warning.message));
                 if let Some(hint) = &warning.hint {
                     self.say(&format!("hint: {hint}"));
                 }
             }
-            Entry::Source(_) | Entry::Destination(_) | Entry::Blocker(_) | Entry::Result(_) => {}
+            Entry::Source(_)
+            | Entry::Destination(_)
+            | Entry::DirtyWindow(_)
+            | Entry::Blocker(_)
+            | Entry::Result(_) => {}
         }
     }
 }
@@ -104,6 +113,11 @@ fn percent(sample: &Sample) -> u64 {
     })
 }
 
+/// `throttle 60 %`, where there is one. 1 % is a throttle by hand that is released.
+fn throttle_text(sample: &Sample) -> Option<String> {
+    (sample.throttle_percent > 1).then(|| format!("throttle {} %", sample.throttle_percent))
+}
+
 /// `pass 2, 812.0 MiB/s, dirty 51.0 MiB/s, 3 s left`.
 pub(super) fn sample_line(sample: &Sample) -> String {
     let mut parts = vec![format!("pass {}", sample.passes.max(1))];
@@ -113,9 +127,7 @@ pub(super) fn sample_line(sample: &Sample) -> String {
     if sample.dirty_bytes_per_second > 0 {
         parts.push(format!("dirty {}/s", show_bytes(sample.dirty_bytes_per_second)));
     }
-    if sample.throttle_percent > 0 {
-        parts.push(format!("throttle {} %", sample.throttle_percent));
-    }
+    parts.extend(throttle_text(sample));
     // A guest that dirties as fast as the stream has no time left to speak of.
     let shrinking = sample.stream_bytes_per_second.saturating_sub(sample.dirty_bytes_per_second);
     if let Some(left) = sample.remaining_bytes.saturating_mul(1000).checked_div(shrinking) {
@@ -142,6 +154,9 @@ mod tests {
             throttle_percent: 0,
         };
         assert_eq!(sample_line(&sample), "pass 2, 150.0 MiB/s, dirty 50.0 MiB/s, 3 s left");
+        let throttled = |throttle_percent| sample_line(&Sample { throttle_percent, ..sample });
+        assert_eq!(throttled(60), "pass 2, 150.0 MiB/s, dirty 50.0 MiB/s, throttle 60 %, 3 s left");
+        assert_eq!(throttled(1), sample_line(&sample), "a throttle by hand that is released");
         assert_eq!(percent(&sample), 25);
         assert!("==================== 100 %  ".len() + sample_line(&sample).len() <= 80);
     }

@@ -18,6 +18,9 @@ pub fn summary(outcome: &Outcome) -> Vec<String> {
         let (bytes, passes) = (show_bytes(outcome.totals.transferred_bytes), outcome.totals.passes);
         lines.push(format!("total      {total}; {bytes} sent, {passes} passes"));
     }
+    if !outcome.budgets_enforced {
+        lines.push("budgets    not enforced: another policy than qmigrate's decided".to_owned());
+    }
     for moved in &outcome.moved {
         lines.push(format!("{:<10} {} is now {}", moved.what, moved.from, moved.to));
     }

@@ -52,10 +52,14 @@ mod qmp_wire;
 mod guest_boots;
 /// What the model of a command line says of QEMU, asked of QEMU.
 mod command_line;
+/// What a guest dirties, and what moving it would take.
+mod estimate;
 /// Old and new QEMUs: limits set in the words that each has, and what each can do.
 mod dialect;
 /// A guest moved in every way that the command offers.
 mod moves;
+/// What a user has allowed, carried out, and nothing else.
+mod consent;
 /// A Linux guest moved, which is its own witness.
 mod linux_moves;
 /// Every version of QEMU, and pairs of them.
@@ -96,3 +100,5 @@ mod standing;
 mod host_programs;
 /// Guests with a tap, and the one that the destination gets beside it.
 mod tap;
+/// Policies that are only asked: while a guest is moved, and of its record afterwards.
+mod shadows;

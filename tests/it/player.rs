@@ -25,6 +25,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use qmigrate::converge::Consents;
 use qmigrate::host::ProcessHandle;
 use qmigrate::migrate::driver::{Conclusion, Driver};
 use qmigrate::migrate::history::History;
@@ -33,9 +34,10 @@ use qmigrate::migrate::order::{Orders, orders};
 use qmigrate::migrate::phase::{AtDestination, AtSource, Guest, Phase, Retreat};
 use qmigrate::migrate::plan::Limits;
 use qmigrate::migrate::side::{Contact, Side};
+use qmigrate::migrate::step::tuning::{Knob, Tuning};
 use qmigrate::qmp::Leg::{self, Destination, Source};
 use qmigrate::qmp::{Address, Client, Deadlines};
-use qmigrate::record::{LimitsBy, MigrationId, Record};
+use qmigrate::record::{Allowed, LimitsBy, MigrationId, Record};
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, timeout};
@@ -243,7 +245,8 @@ fn sides(
     )
 }
 
-/// A driver for a guest that runs, within the limits that apply where nobody sets any.
+/// A driver for a guest that runs, within the limits that apply where nobody sets any. It may slow the guest down, and
+/// samples what that dirties.
 fn driver<'a>(
     sides: (Side, Side),
     history: &'a mut History,
@@ -251,8 +254,11 @@ fn driver<'a>(
     book: &'a mut Book,
 ) -> Driver<'a> {
     let guest = Guest { at_source: AtSource::Running, at_destination: AtDestination::AsBefore };
-    let limits = Limits::default();
-    Driver::new(sides, Phase::Streaming(guest), limits, limits.policy(), history, orders, book)
+    let consents = Consents { throttle_percent: Some(80), ..Consents::default() };
+    let limits = Limits { consents, ..Limits::default() };
+    let tuning = Tuning { throttle: Knob::Usable, dirty_windows: Knob::Usable, ..Tuning::default() };
+    let phase = Phase::Streaming(guest);
+    Driver::new(sides, phase, limits, limits.build_policy(), history, orders, book).tuned(tuning)
 }
 
 async fn connect(streams: [tokio::io::DuplexStream; 2]) -> [Client; 2] {
@@ -282,6 +288,9 @@ fn history() -> History {
         max_time_ms: None,
         max_bandwidth_bytes_per_second: None,
         live: true,
+        allowed: Allowed::default(),
+        policy: "qmigrate".to_owned(),
+        budgets_enforced: true,
     };
     History::new(Record::new(MigrationId::from_number(1), request, jiff::Timestamp::UNIX_EPOCH), Vec::new())
 }

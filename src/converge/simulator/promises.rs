@@ -5,7 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::converge::{Budget, Controller};
+use crate::converge::{Budget, Consents, Controller};
 use crate::record::Choice;
 use crate::units::{DowntimeMs, Size};
 
@@ -72,7 +72,7 @@ proptest! {
     fn the_controller_sets_no_limit_above_the_budget_and_comes_to_an_end(
         guest in any_guest(), link in any_link(), qemu in any_qemu(), budget in any_budget(),
     ) {
-        let mut controller = Controller::new(budget);
+        let mut controller = Controller::new(budget, Consents::default());
         prop_assert!(controller.limit_ms() <= budget.max_downtime.milliseconds());
         let run = run(Simulator::new(guest, link, qemu), &mut controller);
         for (_, verdict) in &run.verdicts {
@@ -127,7 +127,7 @@ proptest! {
     fn a_run_is_the_same_each_time(
         guest in any_guest(), link in any_link(), qemu in any_qemu(), budget in any_budget(),
     ) {
-        let again = || run(Simulator::new(guest.clone(), link.clone(), qemu.clone()), &mut Controller::new(budget));
+        let again = || run(Simulator::new(guest.clone(), link.clone(), qemu.clone()), &mut Controller::new(budget, Consents::default()));
         prop_assert_eq!(again(), again());
     }
 

@@ -16,9 +16,14 @@ pub struct Run {
     pub verdicts: Vec<(f64, Verdict)>,
 }
 
-/// Drives a migration to its end by what a policy says. Whether QEMU's throttle can be used is a matter of how the
+/// Drives a migration to its end by what a policy says, an hour at most. Whether QEMU's throttle can be used is a matter of how the
 /// simulator's QEMU was started, as with a real one.
-pub fn run(mut simulator: Simulator, policy: &mut dyn Policy) -> Run {
+pub fn run(simulator: Simulator, policy: &mut dyn Policy) -> Run {
+    run_for(simulator, policy, LONGEST_MS)
+}
+
+/// The same, for so many milliseconds at most: what has come to no end by then is cancelled.
+pub fn run_for(mut simulator: Simulator, policy: &mut dyn Policy, longest_ms: f64) -> Run {
     let mut verdicts = Vec::new();
     let mut in_force = policy.wish();
     simulator.command(Command::DowntimeLimit { ms: in_force.downtime_limit_ms });
@@ -27,7 +32,7 @@ pub fn run(mut simulator: Simulator, policy: &mut dyn Policy) -> Run {
             Event::Ended(outcome) => return Run { outcome, verdicts },
             Event::Sample(sample) => sample,
         };
-        if sample.at_ms > LONGEST_MS {
+        if sample.at_ms > longest_ms {
             simulator.command(Command::Cancel);
         }
         sample.stream_bytes_per_second = policy.stream_bytes_per_second();

@@ -1,6 +1,6 @@
 //! Answers that have come, each turned into what it says of its side.
 
-use super::{Answer, Driver, now, on};
+use super::{Answer, Driver, Standstill, now, on};
 use crate::migrate::phase::{Input, Phase, Retreat, Seen};
 use crate::qmp::words::{MigrationInfo, MigrationStatus, RunState};
 use crate::qmp::{CallError, Leg};
@@ -31,6 +31,7 @@ impl Driver<'_> {
                     self.take(if is_first { refused } else { Input::GiveUp }).await;
                 }
             }
+            Answer::Dirtied(dirtied) => self.dirtied(dirtied),
             Answer::Unheard => self.unheard().await,
             Answer::Connected(leg, client) => self.connected(leg, client),
             Answer::Alive(true) => self.take(Input::DestinationAlive).await,
@@ -91,7 +92,8 @@ impl Driver<'_> {
                 return self.ask_state(leg);
             }
             let is_ours = matches!(state, RunState::FinishMigrate | RunState::PostMigrate);
-            if !is_ours && matches!(self.phase, Phase::Streaming(_)) {
+            let is_bounded = self.standstill == Standstill::WithinBudget && self.is_held();
+            if !is_ours && !is_bounded && matches!(self.phase, Phase::Streaming(_)) {
                 // A guest that stands still by itself or by somebody's will is in no blackout of ours.
                 self.watchdog.runs();
             }

@@ -28,7 +28,7 @@ impl Driver<'_> {
             self.watchdog.lost_sight();
         }
         let now = now();
-        let latest = now + self.limits.longest_blackout();
+        let latest = now + self.longest_blackout();
         let over = self.watchdog.blackout_over_at().unwrap_or(latest);
         let reach_by = over.min(latest).max(now + LAST_CALL);
         let both_are_lost = self.is_lost(Leg::Source) && self.is_lost(Leg::Destination);
@@ -69,6 +69,7 @@ impl Driver<'_> {
         if leg == Leg::Source {
             self.source_changes += 1;
             self.watchdog.answered(now());
+            self.set_anew();
         }
         if !self.is_lost(Leg::Source) && !self.is_lost(Leg::Destination) {
             self.reach_by = None;

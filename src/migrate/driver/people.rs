@@ -40,7 +40,7 @@ impl Driver<'_> {
                     self.limits.max_bandwidth = Some(rate);
                 }
                 self.policy.set_budget(self.limits.budget());
-                self.watchdog.set_longest_blackout(self.limits.longest_blackout());
+                self.shadows.set_budget(self.limits.budget());
                 self.record(Choice::Budget, "asked for: new limits", None);
                 self.set_limits(Some(order));
             }

@@ -1,12 +1,10 @@
 //! How far the stream is, and what the controller makes of it.
 
-use super::{ANSWER, Answer, Driver, now};
-use crate::converge::Verdict;
-use crate::migrate::order::Order;
-use crate::migrate::phase::{Input, Phase};
-use crate::migrate::step::limits::{self, QemuLimits};
+use super::{Driver, Standstill, now};
+use crate::converge::{Throttle, Verdict};
+use crate::migrate::phase::{AtSource, Input, Phase};
 use crate::qmp::words::{MigrationInfo, MigrationStatus};
-use crate::record::{Choice, Decision, Entry, Forecast, Pass, Sample};
+use crate::record::{Choice, Cost, Decision, Entry, Forecast, Pass, Sample};
 
 /// Not every answer goes into the record.
 const SAMPLE_EVERY_MS: f64 = 250.0;
@@ -42,9 +40,11 @@ impl Driver<'_> {
             self.history.add(Entry::Sample(sample));
         }
         if active && matches!(self.phase, Phase::Streaming(_)) {
+            self.sample_beside(&sample);
             let verdict = self.policy.observe(&sample, now_ms - self.streaming_since_ms);
-            if self.policy.wish() != self.wish {
-                self.set_limits(None);
+            self.follow_policy();
+            for decision in self.shadows.observe(&sample, now_ms - self.streaming_since_ms) {
+                self.history.add(Entry::Decision(decision));
             }
             if let Some(verdict) = verdict {
                 self.decide(verdict).await;
@@ -54,6 +54,10 @@ impl Driver<'_> {
 
     async fn decide(&mut self, verdict: Verdict) {
         let Verdict { choice, reason, forecast } = verdict;
+        if !self.is_done(choice) {
+            tracing::warn!(?choice, reason, "not consented to, or not possible here");
+            return;
+        }
         self.record(choice, &reason, forecast);
         match choice {
             Choice::Infeasible { .. } | Choice::OutOfTime => {
@@ -63,26 +67,38 @@ impl Driver<'_> {
             Choice::Pause => {
                 self.take(Input::StoppedByConsent).await;
                 self.stop(None);
+                if self.limits.policy.keeps_budgets() {
+                    // It was found to fit the budget: the guest stands still within that, or goes on where it is.
+                    self.standstill = Standstill::WithinBudget;
+                    self.watchdog.stopped(now());
+                }
             }
             // What they change is in the wish.
             Choice::Limit { .. } | Choice::Throttle { .. } | Choice::Wait | Choice::Budget => {}
         }
     }
 
-    pub(super) fn record(&mut self, choice: Choice, reason: &str, forecast: Option<Forecast>) {
-        let at_ms = self.history.now_ms();
-        self.history.add(Entry::Decision(Decision { at_ms, choice, reason: reason.to_owned(), forecast }));
+    /// Whether what a policy chooses is what happens: it may choose beyond its consents, or of a guest that stands still
+    /// already.
+    fn is_done(&self, choice: Choice) -> bool {
+        match choice {
+            Choice::Throttle { .. } => self.wish.throttle != Throttle::Never,
+            Choice::Pause => {
+                let runs =
+                    matches!(self.phase, Phase::Streaming(guest) if guest.at_source == AtSource::Running);
+                runs && self.limits.may_pause()
+            }
+            _ => true,
+        }
     }
 
-    /// Puts limits on the wire, in the order in which they were decided; an order is answered when QEMU has.
-    pub(super) fn set_limits(&mut self, order: Option<Order>) {
-        self.wish = self.policy.wish();
-        let limits = QemuLimits::both(self.wish.downtime_limit_ms, self.limits.max_bandwidth);
-        let taken = limits::send(&self.source.client, self.source.limits_by, limits, ANSWER);
-        let answers = self.answers.clone();
-        tokio::spawn(async move {
-            // The driver has ended meanwhile: then nobody needs the answer.
-            let _ = answers.send(Answer::Limits(taken.await, order));
-        });
+    pub(super) fn record(&mut self, choice: Choice, reason: &str, forecast: Option<Forecast>) {
+        let (at_ms, reason) = (self.history.now_ms(), reason.to_owned());
+        let throttle_percent = match self.wish.throttle {
+            Throttle::ByHand { percent } => percent,
+            Throttle::Never | Throttle::Automatic(_) => 0,
+        };
+        let cost = Cost::of(choice, throttle_percent, forecast.as_ref());
+        self.history.add(Entry::Decision(Decision { at_ms, choice, reason, forecast, cost, policy: None }));
     }
 }

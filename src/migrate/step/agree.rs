@@ -11,7 +11,7 @@
 //! | `compress` | as the source has it | on at the source alone: `Received an unexpected compressed page`; until 9.0 |
 //! | `postcopy-ram`, `postcopy-preempt` | off | with it on, and postcopy never started, the guest's last writes to a page were lost in 6 of 50 moves (11.1 under TCG; in 0 of 25 without, and in 0 of 25 on 10.0). It would have to be alike: on at the source alone the destination ends (`RAM postcopy is disabled but have 16 byte advise`), preempt on at the destination alone lets 7.2 wait for ever |
 //! | `pause-before-switchover` | off | the source would wait for `migrate-continue` |
-//! | `auto-converge`, `dirty-limit` | off | the guest would be slowed down without consent |
+//! | `auto-converge`, `dirty-limit` | off | the guest would be slowed down without consent; with it, `auto-converge` is on at the source, the only one that looks at it |
 //! | `background-snapshot`, `mapped-ram`, `x-colo` | off | they do something else than move a guest, and refuse or never end |
 //! | `x-ignore-shared` | on where guest memory is in a file that both have mapped, else off | sent, that memory would be written into the running guest; left out, memory of the destination's own would not get its contents |
 //!
@@ -21,6 +21,7 @@
 
 use serde_json::{Map, Value};
 
+use super::throttle;
 use crate::qemu::rewrite::Memory;
 
 /// Capabilities with their states, as a QEMU lists them.
@@ -56,7 +57,7 @@ const RULES: [(&str, Rule); 16] = [
     ("postcopy-ram", Rule::Off(LOSES_WRITES)),
     ("postcopy-preempt", Rule::Off(LOSES_WRITES)),
     ("pause-before-switchover", Rule::Off("the source would wait for somebody's word before it switches")),
-    ("auto-converge", Rule::Off(SLOWS_DOWN)),
+    (throttle::CAPABILITY, Rule::Off(SLOWS_DOWN)),
     ("dirty-limit", Rule::Off(SLOWS_DOWN)),
     ("background-snapshot", Rule::Off(NO_MOVE)),
     ("mapped-ram", Rule::Off(NO_MOVE)),
@@ -82,6 +83,19 @@ pub struct Agreement {
     pub dropped: Vec<(&'static str, &'static str)>,
     /// Whether the stream has channels, whose parameters must be alike.
     pub has_channels: bool,
+}
+
+impl Agreement {
+    /// The same where the guest may be slowed down: `auto-converge` is on at the source, which has it in this state.
+    #[must_use]
+    pub fn with_throttle(mut self, source: &Capabilities) -> Self {
+        self.source.retain(|(name, _)| name != throttle::CAPABILITY);
+        self.dropped.retain(|&(name, _)| name != throttle::CAPABILITY);
+        if state(source, throttle::CAPABILITY) == Some(false) {
+            self.source.push((throttle::CAPABILITY.to_owned(), true));
+        }
+        self
+    }
 }
 
 /// A destination, as far as it decides what is agreed on.
@@ -201,6 +215,19 @@ mod tests {
             ("-background-snapshot -mapped-ram -x-ignore-shared", "-mapped-ram"),
         );
         assert_eq!(found.dropped.iter().map(|&(name, _)| name).collect::<Vec<_>>(), names);
+    }
+
+    #[test]
+    fn a_guest_is_slowed_down_by_consent_and_at_its_source_alone() {
+        for (source, change) in [("-auto-converge -events", "+events +auto-converge"), ("+auto-converge", "")]
+        {
+            let (source, destination) = (capabilities(source), capabilities("+auto-converge"));
+            let agreement =
+                agree(&source, &destination, Twin::OfTheEngine(Memory::Sent)).with_throttle(&source);
+            assert_eq!(agreement.source, capabilities(change));
+            assert_eq!(agreement.destination, capabilities("-auto-converge"));
+            assert_eq!(agreement.dropped, []);
+        }
     }
 
     #[test]

@@ -19,6 +19,10 @@ pub mod pin;
 pub mod tap;
 /// Sets downtime and bandwidth in the words that a QEMU has.
 pub mod limits;
+/// Slows the guest down, with consent.
+pub mod throttle;
+/// What of a source is set besides its limits.
+pub mod tuning;
 /// Which capabilities both sides need.
 pub mod agree;
 /// Sets both sides up, and the source back as it was.

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 
 use super::agree::{self, Agreement, Capabilities, Twin};
 use super::limits::{self, QemuLimits};
+use super::tuning::{Knob, Tuning};
 use crate::check::{Blocker, Code, chain};
 use crate::qemu::ANSWER_WITHIN;
 use crate::qemu::dialect::Dialect;
@@ -33,6 +34,16 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 pub struct Originals {
     capabilities: Capabilities,
     limits: QemuLimits,
+    /// What is set besides the limits, as it was. Nothing, in journals of older versions.
+    #[serde(default)]
+    parameters: Map<String, Value>,
+}
+
+impl Originals {
+    /// What was about to be set besides the limits.
+    pub fn tuning(&self) -> Tuning {
+        Tuning::of_originals(&self.parameters)
+    }
 }
 
 /// How a QEMU is set up: its capabilities and all its parameters.
@@ -182,31 +193,46 @@ pub fn globals_for_literal_incoming(source: &Dialect) -> Vec<String> {
     globals
 }
 
-/// Sets the source up.
+/// Sets the source up: what was agreed on, these parameters, and its limits.
 pub async fn source(
     client: &Client,
     by: LimitsBy,
     limits: QemuLimits,
     agreement: &Agreement,
+    parameters: Map<String, Value>,
 ) -> Result<(), PrepareError> {
     set_capabilities(client, &agreement.source).await?;
+    set_parameters(client, parameters).await?;
     Ok(limits::send(client, by, limits, ANSWER_WITHIN).await?)
 }
 
 /// How a QEMU is set up now.
 pub async fn settings(client: &Client) -> Result<Settings, PrepareError> {
-    let (capabilities, parameters) = tokio::try_join!(capabilities(client), async {
-        Ok(client.call(&words::query_migrate_parameters {}, ANSWER_WITHIN).await?)
-    })?;
-    let parameters = if let Value::Object(parameters) = parameters { parameters } else { Map::new() };
+    let (capabilities, parameters) = tokio::try_join!(capabilities(client), parameters(client))?;
     Ok(Settings { capabilities, parameters })
 }
 
 impl Settings {
-    /// What of them is to be set back.
-    pub fn originals(&self, by: LimitsBy) -> Originals {
+    /// What of them is to be set back, where this is set besides the limits.
+    pub fn originals(&self, by: LimitsBy, tuning: Tuning) -> Originals {
         let limits = original_limits(by, &self.parameters);
-        Originals { capabilities: self.capabilities.clone(), limits }
+        let parameters = tuning.originals(&self.parameters);
+        Originals { capabilities: self.capabilities.clone(), limits, parameters }
+    }
+
+    /// What can be set besides the limits.
+    pub fn tuning(&self, dirty_windows: Knob) -> Tuning {
+        Tuning::of(&self.capabilities, &self.parameters, dirty_windows)
+    }
+
+    /// Its capabilities.
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    /// All its parameters.
+    pub fn parameters(&self) -> &Map<String, Value> {
+        &self.parameters
     }
 }
 
@@ -230,6 +256,12 @@ pub async fn restore(client: &Client, by: LimitsBy, originals: &Originals) -> Re
     let is_otherwise = |(name, on): &&(String, bool)| now.contains(&(name.clone(), !on));
     let changed: Vec<_> = originals.capabilities.iter().filter(is_otherwise).cloned().collect();
     set_capabilities(client, &changed).await?;
+    if !originals.parameters.is_empty() {
+        let now = parameters(client).await?;
+        let mut changed = originals.parameters.clone();
+        changed.retain(|name, value| now.get(name).is_some_and(|now| now != value));
+        set_parameters(client, changed).await?;
+    }
     Ok(limits::send(client, by, originals.limits, ANSWER_WITHIN).await?)
 }
 
@@ -253,6 +285,19 @@ async fn capabilities(client: &Client) -> Result<Capabilities, PrepareError> {
     let capability =
         |entry: &Value| Some((entry.get("capability")?.as_str()?.to_owned(), entry.get("state")?.as_bool()?));
     Ok(answer.as_array().into_iter().flatten().filter_map(capability).collect())
+}
+
+async fn parameters(client: &Client) -> Result<Map<String, Value>, PrepareError> {
+    let answer = client.call(&words::query_migrate_parameters {}, ANSWER_WITHIN).await?;
+    Ok(if let Value::Object(parameters) = answer { parameters } else { Map::new() })
+}
+
+/// QEMU holds them against each other as they come: all in one go.
+async fn set_parameters(client: &Client, parameters: Map<String, Value>) -> Result<(), PrepareError> {
+    if !parameters.is_empty() {
+        client.call(&MigrateSetParameters(parameters), ANSWER_WITHIN).await?;
+    }
+    Ok(())
 }
 
 async fn set_capabilities(client: &Client, capabilities: &[(String, bool)]) -> Result<(), PrepareError> {

@@ -212,6 +212,12 @@ impl World {
             "qmp_capabilities" | "migrate-set-parameters" | "migrate_set_downtime" | "migrate_set_speed" => {
                 json!({})
             }
+            // What the guest dirties, sampled beside the stream.
+            "query-memory-size-summary" => json!({"base-memory": 64 << 20, "plugged-memory": 0}),
+            "calc-dirty-rate" => json!({}),
+            "query-dirty-rate" => {
+                json!({"status": "measured", "dirty-rate": 20, "start-time": 0, "calc-time": 50})
+            }
             other => panic!("what does QEMU answer to {other}?"),
         }
     }
