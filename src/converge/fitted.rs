@@ -10,7 +10,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::bandwidth::as_f64;
-use super::curve::{Bound, DirtyCurve};
+use super::curve::DirtyCurve;
 use super::passes::Passes;
 use super::policy::{Consent, Consents, Policy, Throttle, Wish};
 use super::rivals::{PolicyName, whole};
@@ -67,10 +67,9 @@ impl Memory {
         self.with_cold(guest, hot_bytes, cold_rate)
     }
 
-    /// All that is dirtied in as long as the migration lasted is one set, which is written all the time.
-    fn hot(self, curve: &DirtyCurve, lasted_ms: f64) -> Guest {
+    /// What the largest pass after the first began with is one set, and is written all the time.
+    fn hot(self, hot_bytes: f64) -> Guest {
         const ROUNDS_PER_S: f64 = 10.0;
-        let hot_bytes = curve.bytes(lasted_ms, Bound::Low);
         let rate = at_least_slowly(hot_bytes * ROUNDS_PER_S);
         let guest = Guest::idle(self.total).writes(Order::Sweep, at_least_a_page(hot_bytes), rate);
         self.with_cold(guest, hot_bytes, 0.0)
@@ -168,8 +167,8 @@ impl Fitted {
         };
         let curve = passes.curve();
         let mixed = with(memory.mixed(curve.as_ref()));
-        let Some(curve) = curve else { return Some(mixed) };
-        let hot = with(memory.hot(&curve, lasted_ms));
+        let began_with = record.passes.iter().filter(|pass| pass.number > 1).map(|pass| pass.remaining_bytes);
+        let hot = with(memory.hot(as_f64(began_with.max().unwrap_or(0))));
         let end = if record.phases.iter().any(|change| change.phase == PhaseName::Switchover) {
             StreamEnd::Known
         } else {
