@@ -16,7 +16,7 @@ use super::policy::{Consent, Consents, Policy, Throttle, Wish};
 use super::rivals::{PolicyName, whole};
 use super::simulator::{Guest, Link, Order, Outcome, Qemu, Simulator, run_for};
 use super::{Budget, Verdict};
-use crate::record::{Choice, Record, Sample};
+use crate::record::{Choice, PhaseName, Record, Sample};
 use crate::units::{Rate, Size};
 
 /// A run that has come to no end by then is censored.
@@ -32,6 +32,53 @@ pub struct Fitted {
     qemu: Qemu,
     /// When which limit was in force, in milliseconds since the first sample.
     limits: Vec<(f64, u64)>,
+}
+
+/// Whether a record tells when what was left fitted the limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum StreamEnd {
+    /// When its samples end.
+    Known,
+    /// After that, if ever.
+    Later,
+}
+
+/// What is known of a guest's memory.
+#[derive(Debug, Clone, Copy)]
+struct Memory {
+    total: Size,
+    first_pass_bytes: f64,
+}
+
+impl Memory {
+    /// Written as the curve says, set by set.
+    fn mixed(self, curve: Option<&DirtyCurve>) -> Guest {
+        let mut guest = Guest::idle(self.total);
+        let mut hot_bytes = 0.0;
+        for (bytes, time_ms) in curve.into_iter().flat_map(DirtyCurve::sets) {
+            if bytes >= LEAST_SET_BYTES {
+                let rate = at_least_slowly(bytes / time_ms * 1e3);
+                guest = guest.writes(Order::Uniform, at_least_a_page(bytes), rate);
+                hot_bytes += bytes;
+            }
+        }
+        // All else that the first pass sent, of which some pages are written once in a while.
+        let cold_rate = curve.map_or(0.0, |curve| curve.cold_bytes_per_ms() * 1e3);
+        self.with_cold(guest, hot_bytes, cold_rate)
+    }
+
+    /// What the largest pass after the first began with is one set, and is written all the time.
+    fn hot(self, hot_bytes: f64) -> Guest {
+        const ROUNDS_PER_S: f64 = 10.0;
+        let rate = at_least_slowly(hot_bytes * ROUNDS_PER_S);
+        let guest = Guest::idle(self.total).writes(Order::Sweep, at_least_a_page(hot_bytes), rate);
+        self.with_cold(guest, hot_bytes, 0.0)
+    }
+
+    fn with_cold(self, guest: Guest, hot_bytes: f64, bytes_per_second: f64) -> Guest {
+        let cold = at_least_a_page(self.first_pass_bytes - hot_bytes);
+        guest.writes(Order::Sweep, cold, at_least_slowly(bytes_per_second))
+    }
 }
 
 /// How a simulated migration came to its end.
@@ -93,41 +140,52 @@ pub struct Simulated {
 
 impl Fitted {
     /// The guest and the link of a record; nothing where it has too few samples to know them.
+    ///
+    /// Passes that all took as long do not tell a small set that is written all the time from a large one that is
+    /// written once. So there are two guests, and the one that ends more as it was recorded is taken.
     pub fn of(record: &Record) -> Option<Self> {
         let (first, last) = (record.samples.first()?, record.samples.last()?);
         let mut passes = Passes::default();
         for sample in &record.samples {
             passes.observe(sample);
         }
-        let bytes_per_second = as_f64(last.transferred_bytes.saturating_sub(first.transferred_bytes))
-            / (last.at_ms - first.at_ms).max(1.0)
-            * 1e3;
-        let rate = Rate::from_bytes_per_second(whole(bytes_per_second))?;
+        let lasted_ms = last.at_ms - first.at_ms;
+        let sent_bytes = as_f64(last.transferred_bytes.saturating_sub(first.transferred_bytes));
+        let rate = Rate::from_bytes_per_second(whole(sent_bytes / lasted_ms.max(1.0) * 1e3))?;
         let first_pass = record.samples.iter().find(|sample| sample.passes > 1).unwrap_or(last);
-        let curve = passes.curve();
-        let sets = curve.iter().flat_map(DirtyCurve::sets).filter(|(bytes, _)| *bytes >= LEAST_SET_BYTES);
-        let mut guest = Guest::idle(Size::from_bytes(last.total_bytes)?);
-        let mut hot_bytes = 0.0;
-        for (bytes, time_ms) in sets {
-            guest =
-                guest.writes(Order::Uniform, at_least_a_page(bytes), at_least_slowly(bytes / time_ms * 1e3));
-            hot_bytes += bytes;
-        }
-        // All else that the first pass sent, of which some pages are written once in a while.
-        let cold_bytes = as_f64(first_pass.transferred_bytes) - hot_bytes;
-        let cold_rate = curve.map_or(0.0, |curve| curve.cold_bytes_per_ms() * 1e3);
-        guest = guest.writes(Order::Sweep, at_least_a_page(cold_bytes), at_least_slowly(cold_rate));
+        let memory = Memory {
+            total: Size::from_bytes(last.total_bytes)?,
+            first_pass_bytes: as_f64(first_pass.transferred_bytes),
+        };
+        let limit = |sample: &Sample| (sample.at_ms - first.at_ms, sample.downtime_limit_ms);
         let max_bandwidth = record.request.max_bandwidth_bytes_per_second;
-        Some(Self {
+        let with = |guest| Self {
             guest,
             link: Link::steady(rate),
             qemu: Qemu { max_bandwidth, ..Qemu::default() },
-            limits: record
-                .samples
-                .iter()
-                .map(|sample| (sample.at_ms - first.at_ms, sample.downtime_limit_ms))
-                .collect(),
-        })
+            limits: record.samples.iter().map(limit).collect(),
+        };
+        let curve = passes.curve();
+        let mixed = with(memory.mixed(curve.as_ref()));
+        let began_with = record.passes.iter().filter(|pass| pass.number > 1).map(|pass| pass.remaining_bytes);
+        let hot = with(memory.hot(as_f64(began_with.max().unwrap_or(0))));
+        let end = if record.phases.iter().any(|change| change.phase == PhaseName::Switchover) {
+            StreamEnd::Known
+        } else {
+            StreamEnd::Later
+        };
+        Some(if hot.distance(lasted_ms, end) < mixed.distance(lasted_ms, end) { hot } else { mixed })
+    }
+
+    /// How far the stream under the recorded limits is from one that lasted so long, as a logarithm.
+    fn distance(&self, lasted_ms: f64, end: StreamEnd) -> f64 {
+        const LONGER: f64 = 4.0;
+        let mut limits = self.recorded_limits();
+        let simulator = Simulator::new(self.guest.clone(), self.link.clone(), self.qemu.clone());
+        let outcome = run_for(simulator, &mut limits, lasted_ms * LONGER).outcome;
+        let streamed_ms = outcome.total_ms - outcome.blackout_ms.unwrap_or(0.0);
+        let apart = (streamed_ms.max(1.0) / lasted_ms.max(1.0)).ln();
+        if end == StreamEnd::Later && apart > 0.0 { 0.0 } else { apart.abs() }
     }
 
     /// What would come of this policy from the start.
@@ -137,11 +195,14 @@ impl Fitted {
 
     /// What comes of the limits that were in force: beside what was recorded it shows how good the fit is.
     pub fn as_it_was(&self, budget: Budget) -> Simulated {
-        let limits = self.limits.clone();
-        let limit_ms = limits.first().map_or(1, |(_, limit_ms)| *limit_ms);
         let consents =
             Consents { throttle_percent: Some(99), pause: Consent::Given, postcopy: Consent::Given };
-        self.play(&mut AsItWas { limits, limit_ms }, budget, consents)
+        self.play(&mut self.recorded_limits(), budget, consents)
+    }
+
+    fn recorded_limits(&self) -> AsItWas {
+        let limit_ms = self.limits.first().map_or(1, |(_, limit_ms)| *limit_ms);
+        AsItWas { limits: self.limits.clone(), limit_ms }
     }
 
     fn play(&self, policy: &mut dyn Policy, budget: Budget, consents: Consents) -> Simulated {

@@ -67,10 +67,11 @@ pub fn replay(
         decisions.extend(shadow.observe(sample, sample.at_ms - began_ms));
     }
     let last = samples.last().ok_or(ReplayError::NoSamples)?;
-    let goes_on = || {
-        let stood_still_ms = began(record, PhaseName::Switchover)?;
-        let fitted_it = shadow.wish().downtime_limit_ms >= last.downtime_limit_ms;
-        (!fitted_it).then_some((stood_still_ms, Why::GoesOn))
+    // What ended it under the policy in force: a limit that what was left fits, or that policy's patience.
+    let goes_on = || match began(record, PhaseName::Switchover) {
+        Some(_) if shadow.wish().downtime_limit_ms >= last.downtime_limit_ms => None,
+        Some(stood_still_ms) => Some((stood_still_ms, Why::GoesOn)),
+        None => Some((last.at_ms, Why::GoesOn)),
     };
     let parts = shadow.parted().or_else(goes_on).map(|(at_ms, why)| Parting { at_ms, why });
     let simulated = fitted.map(|fitted| fitted.simulate(policy, budget, consents));

@@ -27,7 +27,7 @@ pub enum Why {
     Pauses,
     /// QEMU's throttle would have begun.
     Throttles,
-    /// The guest stood still under the policy in force, and would not have under this one.
+    /// What was done under the policy in force ended it, or ends the record; under this one it would have gone on.
     GoesOn,
 }
 

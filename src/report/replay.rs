@@ -81,7 +81,7 @@ fn why(why: Why) -> &'static str {
         Why::GivesUp => "it would have given up",
         Why::Pauses => "it would have stopped the guest",
         Why::Throttles => "QEMU's throttle would have begun",
-        Why::GoesOn => "the guest stood still: it would have gone on",
+        Why::GoesOn => "it was over: it would have gone on",
     }
 }
 
