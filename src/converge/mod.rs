@@ -12,6 +12,8 @@ mod bandwidth;
 mod curve;
 /// What a migration will take from here on.
 mod forecast;
+/// What moving a guest would take, before anything is moved.
+pub mod estimate;
 /// The limit that starts low and rises only within the budget.
 mod controller;
 /// QEMU's migration loop without QEMU: passes, blackout and cost of a migration in a few milliseconds.
