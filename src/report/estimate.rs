@@ -124,8 +124,11 @@ fn verdict_lines(found: &Findings) -> Vec<String> {
     lines
 }
 
+/// Two words of it at most: a column holds no more, and nobody needs the seconds of an hour.
 fn milliseconds(milliseconds: f64) -> String {
-    show_duration(Duration::try_from_secs_f64(milliseconds.max(0.0) / 1e3).unwrap_or(Duration::MAX))
+    let shown =
+        show_duration(Duration::try_from_secs_f64(milliseconds.max(0.0) / 1e3).unwrap_or(Duration::MAX));
+    shown.split(' ').take(2).collect::<Vec<_>>().join(" ")
 }
 
 fn milliseconds_whole(milliseconds: u64) -> String {
