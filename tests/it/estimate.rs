@@ -206,11 +206,12 @@ async fn what_cannot_be_estimated_is_refused_with_a_hint() {
     let client = lab.subject.connect().await.unwrap();
     refused(&estimate(&lab, &[]), "another client");
     drop(client);
-    let mut held = lab.migrate_held("streaming", &[]);
+    let mut held = lab.migrate_held("prepared", &[]);
     let point = held.wait();
     // The engine holds the monitor, and the hint names it.
     refused(&estimate(&lab, &[]), "qmigrate status");
     drop(point);
-    assert_eq!(held.end().code, 0);
+    let moved = held.end();
+    assert_eq!(moved.code, 0, "{moved:?}");
     lab.prove().await;
 }
