@@ -59,6 +59,8 @@ pub mod converge;
 pub mod check;
 /// Moving one guest: phases, driver, steps.
 pub mod migrate;
+/// What moving a guest would take: measured on it and on the link, before anything is moved.
+pub mod estimate;
 /// The running engine's own socket: status, limits, decisions from other shells.
 pub mod control;
 /// The embedded test guest: a boot image assembled from this repository's own source.

@@ -27,6 +27,8 @@ mod consent;
 mod demo;
 /// Lets the engine run on without its terminal.
 mod detach;
+/// `estimate`: what moving a guest would take.
+mod estimate;
 /// `features`: what QEMUs can do, side by side.
 mod features;
 /// `lab`: plans of many migrations, run, compared and scored.
@@ -87,6 +89,7 @@ enum Command {
     Demo(demo::Arguments),
     Migrate(migrate::Arguments),
     Check(check::Arguments),
+    Estimate(estimate::Arguments),
     List(list::Arguments),
     Features(features::Arguments),
     Status(status::Arguments),
@@ -117,6 +120,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Demo(arguments) => Box::pin(demo::run(arguments)).await,
         Command::Migrate(arguments) => Box::pin(migrate::run(arguments)).await,
         Command::Check(arguments) => Box::pin(check::run(arguments)).await,
+        Command::Estimate(arguments) => Box::pin(estimate::run(arguments)).await,
         Command::List(arguments) => list::run(arguments).await,
         Command::Features(arguments) => features::run(arguments).await,
         Command::Status(arguments) => status::run(arguments).await,

@@ -14,6 +14,8 @@ mod curve;
 mod forecast;
 /// The passes of one migration as windows in which the guest dirtied memory.
 mod passes;
+/// What moving a guest would take, before anything is moved.
+pub mod estimate;
 /// What decides: samples in, wishes and verdicts out.
 mod policy;
 /// Ours: the limit that starts low and rises only within the budget.

@@ -1,5 +1,7 @@
 //! Faces of a record: what people and programs see of a migration.
 
+/// What moving a guest would take, for people and for programs.
+mod estimate;
 /// One JSON object per line, on standard output.
 mod json;
 /// The line that is redrawn on a terminal, and the lines elsewhere.
@@ -9,6 +11,7 @@ mod replay;
 /// The end, in words.
 mod summary;
 
+pub use estimate::{estimate_json, estimate_lines};
 pub use json::JsonLines;
 pub use progress::Progress;
 pub use replay::{recorded_lines, replay_lines, shadow_lines};

@@ -1,14 +1,18 @@
-//! What a guest dirties, measured on real QEMUs.
+//! What a guest dirties, measured on real QEMUs, and what moving it would take.
 
+use std::path::PathBuf;
+use std::process::Stdio;
 use std::time::Duration;
+
+use nix::sys::signal::Signal;
 
 use qapi_qmp as words;
 use qmigrate::guest::Accelerator;
 use qmigrate::lab::subject::Board;
 use qmigrate::qemu::dirty_rate::{SampleError, sample};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::lab::{Lab, SOON, settings, until};
+use crate::lab::{Ended, Lab, SOON, ended, run, settings, signal, until};
 use crate::scripted_peer::{ScriptedPeer, soon};
 use crate::support::qemu_version;
 
@@ -96,4 +100,118 @@ async fn a_measurement_that_cannot_be_had_says_why() {
 async fn no_memory(peer: &mut ScriptedPeer) {
     let asked = peer.asked().await;
     peer.refuse(&asked, "GenericError", "no").await;
+}
+
+/// Asks what moving this guest would take.
+fn estimate(lab: &Lab, arguments: &[&str]) -> Ended {
+    let monitor = lab.monitor();
+    run(lab.command(&[&["estimate", &monitor, "--json"], arguments].concat()))
+}
+
+fn actions(ended: &Ended) -> Vec<&str> {
+    ended.entries("prospect").into_iter().map(|one| one["action"].as_str().unwrap()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_is_as_before_once_it_was_estimated() {
+    for version in ["7.2", "10.0", "11.1"] {
+        let Some(qemu) = qemu_version("a_source_is_as_before_once_it_was_estimated", version) else {
+            continue;
+        };
+        let lab = Lab::start_on(&qemu, Board::newest(Accelerator::Tcg), 16, Some("4MiB/s")).await;
+        let before = settings(&lab.somebody().await).await;
+        let told = estimate(&lab, &["--link", "1Gbit/s", "--max-downtime", "2s"]);
+        assert_eq!(told.code, 0, "{version}: {told:?}");
+        assert_eq!(settings(&lab.somebody().await).await, before, "{version}");
+        lab.beats_on(lab.source());
+        assert_eq!(lab.left_behind(), [] as [PathBuf; 0], "{version}");
+        let blockers: Vec<_> = told.entries("blocker").into_iter().map(|one| &one["code"]).collect();
+        let first = actions(&told)[0].to_owned();
+        if version == "7.2" {
+            assert_eq!((&blockers[..], &*first), (&[&json!("tcg-loses-writes")][..], "non_live"), "{told:?}");
+        } else {
+            assert!(blockers.is_empty() && matches!(&*first, "wait" | "raise"), "{version}: {told:?}");
+        }
+        let whole = told.entries("estimate")[0];
+        assert_eq!((&whole["schema"], &whole["exit_code"]), (&json!(1), &json!(0)), "{version}: {whole}");
+        let in_use = whole["in_use_bytes"].as_u64().unwrap();
+        assert!((16 << 20..=64 << 20).contains(&in_use), "{version}: {whole}");
+        assert!(whole["command"].as_str().unwrap().starts_with("qmigrate migrate "), "{version}: {whole}");
+        assert_eq!(told.entries("link")[0]["rests_on"], "said");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_forecast_comes() {
+    const TEST: &str = "what_was_forecast_comes";
+    const LIMITS: [&str; 4] = ["--max-bandwidth", "32MiB/s", "--max-downtime", "1s"];
+    let Some(lab) = Lab::start(TEST, 32, Some("4MiB/s")).await else { return };
+    let told = estimate(&lab, &LIMITS);
+    assert_eq!(told.code, 0, "{told:?}");
+    let wait = told.entries("prospect")[0].clone();
+    let moved = lab.migrate(&LIMITS);
+    assert_eq!(moved.code, 0, "{moved:?}");
+    let totals = &moved.result()["totals"];
+    let ratio = |forecast: &Value, came: &Value| came.as_f64().unwrap() / forecast.as_f64().unwrap();
+    let bytes = ratio(&wait["sent_bytes"], &totals["transferred_bytes"]);
+    let time = ratio(&wait["total_ms"], &totals["stream_ms"]);
+    assert!((0.4..2.5).contains(&bytes) && (0.3..4.0).contains(&time), "{bytes} {time}: {wait} {totals}");
+    lab.prove().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_that_no_action_helps_is_infeasible_with_the_budgets_that_would_do() {
+    let Some(lab) = Lab::start("a_guest_that_no_action_helps", 64, None).await else { return };
+    let told = estimate(&lab, &["--link", "20MiB/s", "--max-downtime", "20ms"]);
+    assert_eq!(told.code, 1, "{told:?}");
+    let whole = told.entries("estimate")[0];
+    assert_eq!((&whole["cheapest"], &whole["exit_code"]), (&Value::Null, &json!(1)), "{whole}");
+    assert!(whole["smallest"]["max_downtime_ms"].as_u64().unwrap() > 1000, "{whole}");
+    assert!(whole["command"].as_str().unwrap().contains(" --max-downtime "), "{whole}");
+    lab.beats_on(lab.source());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_estimate_that_is_interrupted_leaves_nothing() {
+    let Some(lab) = Lab::start("an_estimate_that_is_interrupted", 16, Some("4MiB/s")).await else { return };
+    let client = lab.somebody().await;
+    let before = settings(&client).await;
+    let monitor = lab.monitor();
+    let mut command = lab.command(&["estimate", &monitor, "--json"]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let ask = words::query_dirty_rate { calc_time_unit: None };
+    let status = async || client.call(&ask, SOON).await.unwrap()["status"].clone();
+    until("it is measured", async || status().await == "measuring").await;
+    signal(child.id().try_into().unwrap(), Signal::SIGINT);
+    let output = child.wait_with_output().unwrap();
+    let told = ended(output.status, &output.stdout, &output.stderr);
+    assert_eq!((told.code, told.lines.len()), (2, 0), "{told:?}");
+    assert!(told.stderr.contains("cancelled by Ctrl-C"), "{told:?}");
+    assert_eq!(settings(&client).await, before);
+    lab.beats_on(lab.source());
+    assert_eq!(lab.left_behind(), [] as [PathBuf; 0]);
+    until("QEMU has measured to the end", async || status().await == "measured").await;
+    assert_eq!(estimate(&lab, &["--link", "1Gbit/s"]).code, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_estimated_is_refused_with_a_hint() {
+    let Some(lab) = Lab::start("what_cannot_be_estimated", 16, Some("4MiB/s")).await else { return };
+    let refused = |told: &Ended, part: &str| {
+        assert_eq!((told.code, told.lines.len()), (2, 0), "{told:?}");
+        assert!(told.stderr.contains(part) && told.stderr.contains("\nhint: "), "{part}: {told:?}");
+    };
+    refused(&estimate(&lab, &["--link", "fast"]), "--link");
+    refused(&run(lab.command(&["estimate", "/none/qmp"])), "/none/qmp");
+    let client = lab.subject.connect().await.unwrap();
+    refused(&estimate(&lab, &[]), "another client");
+    drop(client);
+    let mut held = lab.migrate_held("prepared", &[]);
+    let point = held.wait();
+    // The engine holds the monitor, and the hint names it.
+    refused(&estimate(&lab, &[]), "qmigrate status");
+    drop(point);
+    let moved = held.end();
+    assert_eq!(moved.code, 0, "{moved:?}");
+    lab.prove().await;
 }
