@@ -1,6 +1,7 @@
 //! A policy that is played against a simulator, as the driver plays it against a QEMU.
 
-use super::{Command, Event, Outcome, Simulator};
+use super::sampling::Sampling;
+use super::{Command, Event, Guest, Outcome, Simulator};
 use crate::converge::{Policy, Throttle, Verdict, Wish};
 use crate::record::Choice;
 
@@ -18,7 +19,16 @@ pub struct Run {
 
 /// Drives a migration to its end by what a policy says. Whether QEMU's throttle can be used is a matter of how the
 /// simulator's QEMU was started, as with a real one.
-pub fn run(mut simulator: Simulator, policy: &mut dyn Policy) -> Run {
+pub fn run(simulator: Simulator, policy: &mut dyn Policy) -> Run {
+    drive(simulator, None, policy)
+}
+
+/// The same, with windows of this guest sampled beside the first pass.
+pub fn run_sampled(simulator: Simulator, guest: Guest, policy: &mut dyn Policy) -> Run {
+    drive(simulator, Some(Sampling::new(guest)), policy)
+}
+
+fn drive(mut simulator: Simulator, mut sampling: Option<Sampling>, policy: &mut dyn Policy) -> Run {
     let mut verdicts = Vec::new();
     let mut in_force = policy.wish();
     simulator.command(Command::DowntimeLimit { ms: in_force.downtime_limit_ms });
@@ -29,6 +39,12 @@ pub fn run(mut simulator: Simulator, policy: &mut dyn Policy) -> Run {
         };
         if sample.at_ms > LONGEST_MS {
             simulator.command(Command::Cancel);
+        }
+        if sample.passes > 1 {
+            sampling = None;
+        }
+        if let Some(window) = sampling.as_mut().and_then(|sampling| sampling.ended_by(sample.at_ms)) {
+            policy.observe_sampled(window.at_ms, window.length_ms, window.dirtied_bytes);
         }
         sample.stream_bytes_per_second = policy.stream_bytes_per_second();
         let verdict = policy.observe(&sample, sample.at_ms);
