@@ -445,8 +445,11 @@ impl Controller {
         let view = view.slowed_to(self.slowing.share());
         let Limited { limit_ms, prospect } = plan;
         let bound = |bound| view.under(limit_ms, bound).map(|prospect: Prospect| prospect.blackout_ms);
-        // QEMU stops the guest at nothing that is above the limit, by its own idea of the rate.
-        let most_ms = as_f64(limit_ms) * (1.0 + RATE_ERROR) + view.switch_ms * 1.5;
+        // QEMU stops the guest at nothing that is above the limit, by its own idea of the rate; and where the end is not
+        // sure, the limit may yet rise to all that the budget allows.
+        let is_sure = bound(Bound::High).is_some();
+        let highest_ms = if is_sure { limit_ms } else { limit_ms.max(self.largest_limit_ms()) };
+        let most_ms = as_f64(highest_ms) * (1.0 + RATE_ERROR) + view.switch_ms * 1.5;
         let low_ms = bound(Bound::Low).unwrap_or(0.0).min(prospect.blackout_ms).min(view.switch_ms);
         Forecast {
             blackout_ms: prospect.blackout_ms,
