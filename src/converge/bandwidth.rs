@@ -1,7 +1,8 @@
 //! The rate of the stream, from what was sent.
 //!
 //! A running mean, which forgets the past where the link has become another: two windows in a row that are far from it
-//! on the same side, half a second after the step.
+//! on the same side, half a second after the step. A window far below the mean is remembered as a drop: what cannot be
+//! undone is not decided just after one.
 
 /// Windows shorter than this say more about scheduling than about the link.
 const WINDOW_MS: f64 = 250.0;
@@ -9,6 +10,8 @@ const WINDOW_MS: f64 = 250.0;
 const FIRST_WINDOW_MS: f64 = 100.0;
 /// How much a new window weighs against the past.
 const WEIGHT: f64 = 0.4;
+/// The first windows hold what socket buffers took at once; the estimate is that of the latest of so many.
+const FIRST_WINDOWS: u32 = 3;
 /// A window that is further from the mean than this share of it is far from it.
 const FAR: f64 = 0.2;
 
@@ -19,8 +22,13 @@ pub struct Bandwidth {
     bytes_per_ms: Option<f64>,
     /// Which way the last window was far from the mean.
     far: Option<Side>,
+    windows: u32,
+    steps: u32,
+    /// When the link last became slower.
+    dropped_at_ms: Option<f64>,
 }
 
+/// Where a window is, seen from the mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Side {
     Above,
@@ -41,7 +49,8 @@ impl Bandwidth {
         }
         let rate = as_f64(transferred_bytes.saturating_sub(start_bytes)) / elapsed_ms;
         self.window_start = Some((at_ms, transferred_bytes));
-        let Some(mean) = self.bytes_per_ms else {
+        self.windows += 1;
+        let Some(mean) = self.bytes_per_ms.filter(|_| self.windows > FIRST_WINDOWS) else {
             self.bytes_per_ms = Some(rate);
             return;
         };
@@ -51,6 +60,10 @@ impl Bandwidth {
             _ => None,
         };
         let is_step = far.is_some() && far == self.far;
+        self.steps += u32::from(is_step);
+        if is_step && far == Some(Side::Below) {
+            self.dropped_at_ms = Some(at_ms);
+        }
         self.bytes_per_ms = Some(if is_step { rate } else { mean + WEIGHT * (rate - mean) });
         self.far = far.filter(|_| !is_step);
     }
@@ -58,6 +71,21 @@ impl Bandwidth {
     /// The estimate in bytes per millisecond, once there is one and something moves.
     pub fn bytes_per_ms(&self) -> Option<f64> {
         self.bytes_per_ms.filter(|&rate| rate > 0.0)
+    }
+
+    /// When the stream last became far slower, in the time of the samples.
+    pub fn dropped_at_ms(&self) -> Option<f64> {
+        self.dropped_at_ms
+    }
+
+    /// How often the link has become another.
+    pub fn steps(&self) -> u32 {
+        self.steps
+    }
+
+    /// Whether the last window was as the ones before: if not, the next one tells whether the link is another.
+    pub fn is_settled(&self) -> bool {
+        self.far.is_none()
     }
 
     /// The estimate in bytes per second; 0 while there is none.
@@ -112,11 +140,23 @@ mod tests {
     }
 
     #[test]
+    fn a_second_window_far_below_is_a_drop() {
+        let mut bandwidth = Bandwidth::default();
+        for step in 0..8_u32 {
+            bandwidth.observe(f64::from(step) * 250.0, u64::from(step) * 250_000);
+        }
+        bandwidth.observe(2000.0, 1_850_000);
+        assert_eq!((bandwidth.dropped_at_ms(), bandwidth.is_settled()), (None, false));
+        bandwidth.observe(2250.0, 1_950_000);
+        assert_eq!((bandwidth.dropped_at_ms(), bandwidth.is_settled()), (Some(2250.0), true));
+    }
+
+    #[test]
     fn a_step_of_the_link_is_taken_over_after_two_windows_and_an_outlier_is_not() {
-        assert_eq!(after(&[1000, 1000, 250, 250]), 250);
-        assert_eq!(after(&[250, 250, 1000, 1000]), 1000);
-        assert_eq!(after(&[1000, 1000, 250]), 700);
-        let outliers = after(&[1000, 250, 1000, 250, 1000]);
+        assert_eq!(after(&[1000, 1000, 1000, 250, 250]), 250);
+        assert_eq!(after(&[250, 250, 250, 1000, 1000]), 1000);
+        assert_eq!(after(&[1000, 1000, 1000, 250]), 700);
+        let outliers = after(&[1000, 1000, 1000, 250, 1000, 250, 1000]);
         assert!((600..1000).contains(&outliers), "{outliers}");
     }
 }

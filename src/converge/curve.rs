@@ -18,6 +18,9 @@
 //! that are written once and never again (`r t`); by least squares without negative parts (`literature` calls the
 //! sets hot and cold; Clark et al., NSDI 2005, the writable working set).
 
+/// The nearest mixture of columns.
+mod least_squares;
+
 /// One window that was measured.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Window {
@@ -63,21 +66,24 @@ pub enum Bound {
 const SHORTEST_TIME_MS: f64 = 10.0;
 const TIMES: u32 = 40;
 const TIMES_PER_DECADE: f64 = 10.0;
-/// Rounds of the fit; it has settled long before.
-const ROUNDS: u32 = 400;
-/// A round that changes no part by more than this share of the largest window has settled.
-const SETTLED: f64 = 1e-7;
+/// No window is known better than to this share of the largest.
+const RIGHT: f64 = 0.01;
 /// A part that is smaller than this share of the largest window is none.
 const NOTHING: f64 = 1e-6;
 
 impl DirtyCurve {
     /// The curve through windows that were measured; nothing without one that has a length.
     pub fn fit(windows: &[Window]) -> Option<Self> {
+        Self::fit_with(windows, &[])
+    }
+
+    /// The curve through windows that were measured, drawn to others that are only likely: the bounds know nothing of these.
+    pub fn fit_with(windows: &[Window], likely: &[Window]) -> Option<Self> {
         let usable = |window: &&Window| window.length_ms > 0.0 && window.weight > 0.0;
         let windows: Vec<Window> = windows.iter().filter(usable).copied().collect();
         let shortest = *windows.iter().min_by(|a, b| a.length_ms.total_cmp(&b.length_ms))?;
         let longest = *windows.iter().max_by(|a, b| a.length_ms.total_cmp(&b.length_ms))?;
-        let (sets, cold_bytes_per_ms) = mixture(&windows);
+        let (sets, cold_bytes_per_ms) = mixture(&[&windows, likely].concat());
         let mut curve = Self { sets, cold_bytes_per_ms, spread: (1.0, 1.0), shortest, longest };
         for window in &windows {
             let fitted = curve.fitted(window.length_ms);
@@ -152,6 +158,26 @@ impl DirtyCurve {
         self.cold_bytes_per_ms
     }
 
+    /// The same guest, of whose time only this share is left to it: what it dirties in a window is what it would have
+    /// dirtied in that share of it. Devices that write memory are not slowed down and are taken for processors here.
+    #[must_use]
+    pub fn slowed_to(&self, share: f64) -> Self {
+        let share = share.max(1e-3);
+        let stretched = |window: Window| Window { length_ms: window.length_ms / share, ..window };
+        Self {
+            sets: self.sets.iter().map(|set| Set { time_ms: set.time_ms / share, ..*set }).collect(),
+            cold_bytes_per_ms: self.cold_bytes_per_ms * share,
+            spread: self.spread,
+            shortest: stretched(self.shortest),
+            longest: stretched(self.longest),
+        }
+    }
+
+    /// The shortest window that was measured, in milliseconds: below it the curve is a guess.
+    pub fn shortest_ms(&self) -> f64 {
+        self.shortest.length_ms
+    }
+
     fn fitted(&self, length_ms: f64) -> f64 {
         let hot: f64 = self.sets.iter().map(|set| set.bytes * share(length_ms, set.time_ms)).sum();
         hot + self.cold_bytes_per_ms * length_ms
@@ -166,45 +192,23 @@ fn share(length_ms: f64, time_ms: f64) -> f64 {
 /// The sets and the cold rate that come nearest to these windows, each error counted as a share of its window.
 fn mixture(windows: &[Window]) -> (Vec<Set>, f64) {
     let largest = windows.iter().map(|window| window.dirtied_bytes).fold(1.0, f64::max);
+    let longest = windows.iter().map(|window| window.length_ms).fold(0.0, f64::max);
     let times: Vec<f64> =
         (0..TIMES).map(|step| SHORTEST_TIME_MS * 10_f64.powf(f64::from(step) / TIMES_PER_DECADE)).collect();
-    let longest = windows.iter().map(|window| window.length_ms).fold(0.0, f64::max);
-    // A part is the bytes of a set, or what is written once in the longest window.
-    let part = |window: &Window, index: usize| match times.get(index) {
-        Some(&time_ms) => share(window.length_ms, time_ms),
-        None => window.length_ms / longest,
+    // A window is right to a share of itself; one of a rest to a share of the largest.
+    let scale =
+        |window: &Window| window.weight.sqrt() / window.dirtied_bytes.max(largest * RIGHT).max(4096.0);
+    let column = |part: &dyn Fn(f64) -> f64| -> Vec<f64> {
+        windows.iter().map(|window| part(window.length_ms) * scale(window)).collect()
     };
-    // A window is right to a share of itself; a page at least.
-    let scale = |window: &Window| window.weight.sqrt() / window.dirtied_bytes.max(4096.0);
-    let rows: Vec<Vec<f64>> = windows
-        .iter()
-        .map(|window| (0..=times.len()).map(|index| part(window, index) * scale(window)).collect())
-        .collect();
-    let mut rests: Vec<f64> = windows.iter().map(|window| window.dirtied_bytes * scale(window)).collect();
-    let mut parts = vec![0.0; times.len() + 1];
-    for _ in 0..ROUNDS {
-        let mut changed: f64 = 0.0;
-        // The cold ones first: a single window says nothing of how hot its pages are, and most guests are cold.
-        for (index, value) in parts.iter_mut().enumerate().rev() {
-            let column = || rows.iter().map(|row| row[index]);
-            let square: f64 = column().map(|entry| entry * entry).sum();
-            let pull: f64 = column().zip(&rests).map(|(entry, rest)| entry * rest).sum();
-            let next = (*value + pull / square).max(0.0);
-            let change = next - *value;
-            if change != 0.0 {
-                for (entry, rest) in rows.iter().map(|row| row[index]).zip(&mut rests) {
-                    *rest -= entry * change;
-                }
-                *value = next;
-                changed = changed.max(change.abs());
-            }
-        }
-        if changed < largest * SETTLED {
-            break;
-        }
-    }
-    let cold_bytes_per_ms = parts.pop().unwrap_or(0.0) / longest;
-    let sets = times.into_iter().zip(parts).map(|(time_ms, bytes)| Set { bytes, time_ms });
+    // The cold ones first: a single window says nothing of how hot its pages are, and most guests are cold.
+    let mut columns = vec![column(&|length_ms| length_ms / longest)];
+    columns.extend(times.iter().map(|&time_ms| column(&|length_ms| share(length_ms, time_ms))));
+    let wanted: Vec<f64> = windows.iter().map(|window| window.dirtied_bytes * scale(window)).collect();
+    let parts = least_squares::without_negative_parts(&columns, &wanted);
+    let cold_bytes_per_ms = parts.first().map_or(0.0, |cold| cold / longest);
+    let sets = times.into_iter().zip(parts.into_iter().skip(1));
+    let sets = sets.map(|(time_ms, bytes)| Set { bytes, time_ms });
     (sets.filter(|set| set.bytes > largest * NOTHING).collect(), cold_bytes_per_ms)
 }
 
@@ -275,6 +279,20 @@ mod tests {
         let time = sweep.time_to_dirty_ms(32.0 * MIB, Bound::Fitted).unwrap();
         assert!((sweep.bytes(time, Bound::Fitted) / (32.0 * MIB) - 1.0).abs() < 1e-6);
         assert_eq!(sweep.time_to_dirty_ms(1e15, Bound::Fitted), None);
+    }
+
+    #[test]
+    fn a_guest_that_has_half_of_its_time_dirties_in_twice_the_time_what_it_dirtied() {
+        for (name, dirtied) in GUESTS {
+            let curve = curve(&[50.0, 100.0, 250.0, 1000.0], dirtied);
+            let slowed = curve.slowed_to(0.5);
+            for length in [20.0, 100.0, 700.0, 3000.0] {
+                for bound in [Bound::Low, Bound::Fitted, Bound::High] {
+                    let (halved, whole) = (slowed.bytes(length, bound), curve.bytes(length / 2.0, bound));
+                    assert!((halved - whole).abs() < 1.0, "{name} {length} ms: {halved} for {whole}");
+                }
+            }
+        }
     }
 
     #[test]

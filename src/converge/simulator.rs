@@ -78,11 +78,16 @@ mod numbers;
 mod qemu;
 /// A policy that is played against a simulator.
 mod run;
+/// Windows that are sampled beside the stream.
+mod sampling;
 /// QEMU's throttle: all processors alike run 10 ms, then sleep.
 mod throttle;
 /// What must hold for any guest, link and budget.
 #[cfg(test)]
 mod promises;
+/// What the controller is held to, beside others, in figures.
+#[cfg(test)]
+mod goals;
 /// The simulator against recorded migrations.
 #[cfg(test)]
 mod recorded;
@@ -90,7 +95,7 @@ mod recorded;
 pub use guest::{Guest, Order};
 pub use link::Link;
 pub use qemu::{AutoConverge, Costs, Qemu};
-pub use run::{Run, run, run_for};
+pub use run::{Run, run, run_for, run_sampled};
 
 use crate::record::Sample;
 use crate::units::Rate;

@@ -1,6 +1,7 @@
 //! A policy that is played against a simulator, as the driver plays it against a QEMU.
 
-use super::{Command, Event, Outcome, Simulator};
+use super::sampling::Sampling;
+use super::{Command, Event, Guest, Outcome, Simulator};
 use crate::converge::{Policy, Throttle, Verdict, Wish};
 use crate::record::Choice;
 
@@ -19,11 +20,25 @@ pub struct Run {
 /// Drives a migration to its end by what a policy says, an hour at most. Whether QEMU's throttle can be used is a matter of how the
 /// simulator's QEMU was started, as with a real one.
 pub fn run(simulator: Simulator, policy: &mut dyn Policy) -> Run {
-    run_for(simulator, policy, LONGEST_MS)
+    drive(simulator, None, policy, LONGEST_MS)
 }
 
 /// The same, for so many milliseconds at most: what has come to no end by then is cancelled.
-pub fn run_for(mut simulator: Simulator, policy: &mut dyn Policy, longest_ms: f64) -> Run {
+pub fn run_for(simulator: Simulator, policy: &mut dyn Policy, longest_ms: f64) -> Run {
+    drive(simulator, None, policy, longest_ms)
+}
+
+/// An hour at most, with windows of this guest sampled beside the first pass.
+pub fn run_sampled(simulator: Simulator, guest: Guest, policy: &mut dyn Policy) -> Run {
+    drive(simulator, Some(Sampling::new(guest)), policy, LONGEST_MS)
+}
+
+fn drive(
+    mut simulator: Simulator,
+    mut sampling: Option<Sampling>,
+    policy: &mut dyn Policy,
+    longest_ms: f64,
+) -> Run {
     let mut verdicts = Vec::new();
     let mut in_force = policy.wish();
     simulator.command(Command::DowntimeLimit { ms: in_force.downtime_limit_ms });
@@ -34,6 +49,12 @@ pub fn run_for(mut simulator: Simulator, policy: &mut dyn Policy, longest_ms: f6
         };
         if sample.at_ms > longest_ms {
             simulator.command(Command::Cancel);
+        }
+        if sample.passes > 1 {
+            sampling = None;
+        }
+        if let Some(window) = sampling.as_mut().and_then(|sampling| sampling.ended_by(sample.at_ms)) {
+            policy.observe_sampled(window.at_ms, window.length_ms, window.dirtied_bytes);
         }
         sample.stream_bytes_per_second = policy.stream_bytes_per_second();
         let verdict = policy.observe(&sample, sample.at_ms);
