@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
-use qmigrate::converge::{Budget, Consents, Fitted, PolicyName, Replay, ReplayError, Simulated, replay};
+use qmigrate::converge::{Budget, Fitted, PolicyName, Replay, ReplayError, Simulated, replay};
+use qmigrate::migrate::plan::Limits;
 use qmigrate::record::{Gap, MigrationId, ReadError, Reading, Record, SCHEMA};
 use qmigrate::report::{recorded_lines, replay_lines};
 use qmigrate::units::{DowntimeMs, parse_duration};
@@ -47,12 +48,11 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         max_downtime: arguments.max_downtime.unwrap_or(record.request.max_downtime_ms),
         max_time: arguments.max_time.or(record.request.max_time_ms.map(Duration::from_millis)),
     };
+    let consents = Limits::of(&record.request).consents;
     let fitted = Fitted::of(&record);
     let named = if arguments.policies.is_empty() { PolicyName::ALL } else { &arguments.policies };
-    let replays: Result<Vec<Replay>, ReplayError> = named
-        .iter()
-        .map(|name| replay(&record, fitted.as_ref(), *name, (budget, Consents::default())))
-        .collect();
+    let replays: Result<Vec<Replay>, ReplayError> =
+        named.iter().map(|name| replay(&record, fitted.as_ref(), *name, (budget, consents))).collect();
     let replays = match replays {
         Ok(replays) => replays,
         Err(error) => return Ok(refuse(error, None)),

@@ -34,7 +34,9 @@ pub struct Came {
 pub fn foretold(record: &Record) -> Option<Foretold> {
     let stream_ms = began_ms(record, PhaseName::Stream)?;
     let second = record.passes.iter().find(|pass| pass.number >= 2)?;
-    let mut decisions = record.decisions.iter().filter(|decision| decision.at_ms >= second.at_ms);
+    // Those of a policy that was only asked beside the one in force foretell nothing.
+    let decisions = record.decisions.iter().filter(|decision| decision.policy.is_none());
+    let mut decisions = decisions.filter(|decision| decision.at_ms >= second.at_ms);
     let (at_ms, forecast) = decisions.find_map(|decision| Some((decision.at_ms, decision.forecast?)))?;
     let before = |moment_ms: f64| moment_ms <= at_ms;
     let pass = record.passes.iter().rev().find(|pass| before(pass.at_ms)).map_or(2, |pass| pass.number);
@@ -72,7 +74,14 @@ mod tests {
             passes: Some(2),
             bytes: Some(50),
         });
-        Entry::Decision(Decision { at_ms, choice: Choice::Wait, reason: String::new(), forecast })
+        Entry::Decision(Decision {
+            at_ms,
+            choice: Choice::Wait,
+            reason: String::new(),
+            forecast,
+            cost: None,
+            policy: None,
+        })
     }
 
     fn record(entries: Vec<Entry>) -> Record {

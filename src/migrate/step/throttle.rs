@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     fn map(value: Value) -> Map<String, Value> {
-        value.as_object().cloned().unwrap()
+        if let Value::Object(map) = value { map } else { panic!("{value}") }
     }
 
     /// QEMU's own, as it tells them.

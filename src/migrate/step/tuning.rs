@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     fn map(value: Value) -> Map<String, Value> {
-        value.as_object().cloned().unwrap()
+        if let Value::Object(map) = value { map } else { panic!("{value}") }
     }
 
     fn parameters(switchover: u64) -> Map<String, Value> {
