@@ -367,10 +367,11 @@ fn an_edited_template_is_what_the_destination_is_started_from() {
     detach.current_dir(place.path());
     detach.args(["migrate", "qmp", "--template", "edited.template", "--detach", "--set", "name=third"]);
     let id = ran(run(detach)).works();
-    wait_for("the end of the engine", || {
+    let ended = wait_for("the end of the engine", || {
         let status = qmigrate(&["status", id.trim(), "--json"]);
-        status.data.contains(r#""end":"migrated""#).then_some(())
+        status.data.contains(r#""end":"#).then_some(status.data)
     });
+    assert!(ended.contains(r#""end":"migrated""#), "{ended}");
     assert!(template(text(&monitor)).contains("  -name guest={name=third}\n"));
     let said = migrate(text(&monitor), &[]);
     assert_eq!(said.code, Some(0), "{said:?}");
