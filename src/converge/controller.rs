@@ -27,6 +27,7 @@ use super::passes::Passes;
 use super::policy::{Consent, Consents, Policy, Throttle, Wish};
 use crate::record::{Choice, Forecast, Sample};
 use crate::units::DowntimeMs;
+pub(super) use switch_cost::FIXED_MS as SWITCH_MS;
 use switch_cost::SwitchCost;
 use view::{Limited, View, rounded_up};
 

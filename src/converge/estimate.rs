@@ -15,14 +15,13 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::bandwidth::as_f64;
+use super::controller::SWITCH_MS;
 use super::curve::{Bound, DirtyCurve, Window};
 use super::forecast::{Course, Prospect};
 use crate::units::DowntimeMs;
 
 /// Where the limit starts while waiting is enough; as the controller has it.
 const TIGHT_LIMIT_MS: f64 = 2.0;
-/// What the switch costs besides the copy; as the controller has it.
-const SWITCH_MS: f64 = 5.0;
 /// Without a time budget nothing is waited for longer than an hour.
 const LONGEST_MS: f64 = 3.6e6;
 /// QEMU does not begin to throttle before (run on 7.2, 10.0, 11.1).

@@ -1,14 +1,20 @@
 //! A Linux guest moved by the built command: its memory is its own witness.
 
+use std::path::Path;
+
 use qmigrate::host::listening_process;
 
 use crate::back_and_forth::BackAndForth;
-use crate::lab::{command, run};
+use crate::lab::{Ended, command, run};
 use crate::linux_guest::{LinuxGuest, Loss};
 use crate::support::qemu_version;
 
 /// At this speed memory is sent in several passes, which is how 7.2 loses what a guest writes meanwhile.
 const IN_SEVERAL_PASSES: [&str; 2] = ["--max-bandwidth", "128MiB/s"];
+
+fn migrate(monitor: &Path, arguments: &[&str]) -> Ended {
+    run(command(&[&["migrate", monitor.to_str().unwrap(), "--json"], arguments].concat()))
+}
 
 /// Moved in a row, with the guest's own word after each move; in the end it has checked all of its memory once more.
 async fn is_moved_live_in_a_row(test: &str, version: &str) {
@@ -42,11 +48,7 @@ async fn the_loss_of_writes_on_7_2_is_real_and_is_seen() {
     let Some(qemu) = qemu_version(test, "7.2") else { return };
     let Some(guest) = LinuxGuest::start(test, &qemu, 96, 50) else { return };
     let monitor = guest.monitor();
-    let migrate = |arguments: &[&str]| {
-        let mut words = vec!["migrate", monitor.to_str().unwrap(), "--json"];
-        words.extend(arguments);
-        run(command(&words))
-    };
+    let migrate = |arguments: &[&str]| migrate(&monitor, arguments);
 
     let refused = migrate(&[]);
     assert_eq!(refused.code, 2, "{refused:?}");
@@ -91,11 +93,7 @@ async fn the_loss_of_writes_to_a_second_memory_is_real_and_is_seen() {
         let Some(qemu) = qemu_version(test, version) else { continue };
         let Some(guest) = LinuxGuest::start_with(test, &qemu, (60, 50), &NODES) else { return };
         let monitor = guest.monitor();
-        let migrate = |arguments: &[&str]| {
-            let mut words = vec!["migrate", monitor.to_str().unwrap(), "--json"];
-            words.extend(arguments);
-            run(command(&words))
-        };
+        let migrate = |arguments: &[&str]| migrate(&monitor, arguments);
         let refused = migrate(&[]);
         assert_eq!(refused.code, 2, "{refused:?}");
         assert!(refused.stderr.contains("loses writes of the guest to its memory \"second\""), "{refused:?}");

@@ -10,7 +10,7 @@ use crate::converge::bandwidth::as_f64;
 
 /// Device state, the destination's load, and `cont` (5 ms is the median of 50 migrations, measured on 5.2, 7.2, 10.0 and
 /// 11.1).
-pub(super) const FIXED_MS: f64 = 5.0;
+pub(in crate::converge) const FIXED_MS: f64 = 5.0;
 /// Taken to be in the way as long as nothing has been measured: what a shaped gigabit holds. Where there is no such link
 /// the stream is so fast that it costs nothing to be careful.
 const ASSUMED_BYTES: f64 = 3e6;
