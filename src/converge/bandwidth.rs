@@ -1,18 +1,25 @@
 //! The rate of the stream, from what was sent.
 //!
-//! A running mean, which forgets the past where the link has become another: two windows in a row that are far from it
-//! on the same side, half a second after the step. A window far below the mean is remembered as a drop: what cannot be
-//! undone is not decided just after one.
+//! What the link carries where nothing else holds the stream up: the fastest of the latest windows. A mean will not do: the
+//! destination has to find its memory in the first pass, and a busy machine sends 15 % less in most of that than in all
+//! that comes after it (100 to 105 of 119 MB/s over a shaped gigabit between two 10.0 on 2 cores). No window is faster than
+//! the link but by what buffers take at once, and that is in the first one.
+//!
+//! The past is forgotten where the link has become another: two windows in a row that are far from the estimate on the
+//! same side, half a second after the step. A window far below it is remembered as a drop: what cannot be undone is not
+//! decided just after one.
+
+use std::collections::VecDeque;
 
 /// Windows shorter than this say more about scheduling than about the link.
 const WINDOW_MS: f64 = 250.0;
 /// The first is shorter, so that there is something to go by: QEMU's own.
 const FIRST_WINDOW_MS: f64 = 100.0;
-/// How much a new window weighs against the past.
-const WEIGHT: f64 = 0.4;
-/// The first windows hold what socket buffers took at once; the estimate is that of the latest of so many.
-const FIRST_WINDOWS: u32 = 3;
-/// A window that is further from the mean than this share of it is far from it.
+/// So many windows are looked at: two seconds and more.
+const LATEST: usize = 8;
+/// The first holds what socket buffers took at once, and the second counts instead of it.
+const FIRST_WINDOWS: usize = 2;
+/// A window that is further from the estimate than this share of it is far from it.
 const FAR: f64 = 0.2;
 
 /// A running estimate of the stream's rate.
@@ -20,15 +27,17 @@ const FAR: f64 = 0.2;
 pub struct Bandwidth {
     window_start: Option<(f64, u64)>,
     bytes_per_ms: Option<f64>,
-    /// Which way the last window was far from the mean.
+    /// The rates of the latest windows since the link last became another.
+    latest: VecDeque<f64>,
+    /// Which way the last window was far from the estimate.
     far: Option<Side>,
-    windows: u32,
+    windows: usize,
     steps: u32,
     /// When the link last became slower.
     dropped_at_ms: Option<f64>,
 }
 
-/// Where a window is, seen from the mean.
+/// Where a window is, seen from the estimate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Side {
     Above,
@@ -50,21 +59,29 @@ impl Bandwidth {
         let rate = as_f64(transferred_bytes.saturating_sub(start_bytes)) / elapsed_ms;
         self.window_start = Some((at_ms, transferred_bytes));
         self.windows += 1;
-        let Some(mean) = self.bytes_per_ms.filter(|_| self.windows > FIRST_WINDOWS) else {
+        if self.windows <= FIRST_WINDOWS {
+            self.latest = VecDeque::from([rate]);
             self.bytes_per_ms = Some(rate);
             return;
-        };
-        let far = match rate / mean {
-            share if share > 1.0 + FAR => Some(Side::Above),
-            share if share < 1.0 - FAR => Some(Side::Below),
+        }
+        let far = match self.bytes_per_ms.map(|usual| rate / usual) {
+            Some(share) if share > 1.0 + FAR => Some(Side::Above),
+            Some(share) if share < 1.0 - FAR => Some(Side::Below),
             _ => None,
         };
         let is_step = far.is_some() && far == self.far;
         self.steps += u32::from(is_step);
-        if is_step && far == Some(Side::Below) {
-            self.dropped_at_ms = Some(at_ms);
+        if is_step {
+            self.latest.clear();
+            if far == Some(Side::Below) {
+                self.dropped_at_ms = Some(at_ms);
+            }
         }
-        self.bytes_per_ms = Some(if is_step { rate } else { mean + WEIGHT * (rate - mean) });
+        self.latest.push_back(rate);
+        if self.latest.len() > LATEST {
+            self.latest.pop_front();
+        }
+        self.bytes_per_ms = self.latest.iter().copied().reduce(f64::max);
         self.far = far.filter(|_| !is_step);
     }
 
@@ -155,8 +172,15 @@ mod tests {
     fn a_step_of_the_link_is_taken_over_after_two_windows_and_an_outlier_is_not() {
         assert_eq!(after(&[1000, 1000, 1000, 250, 250]), 250);
         assert_eq!(after(&[250, 250, 250, 1000, 1000]), 1000);
-        assert_eq!(after(&[1000, 1000, 1000, 250]), 700);
-        let outliers = after(&[1000, 1000, 1000, 250, 1000, 250, 1000]);
-        assert!((600..1000).contains(&outliers), "{outliers}");
+        assert_eq!(after(&[1000, 1000, 1000, 250]), 1000);
+        assert_eq!(after(&[1000, 1000, 1000, 250, 1000, 250, 1000]), 1000);
+    }
+
+    /// As it was measured in the first pass and after it.
+    #[test]
+    fn a_first_pass_that_is_held_up_does_not_hide_what_the_link_carries() {
+        let held_up = after(&[125, 120, 119, 101, 99, 101, 98, 101, 115]);
+        assert_eq!(held_up, 120);
+        assert_eq!(after(&[125, 120, 119, 101, 99, 101, 98, 101, 115, 117, 119, 118]), 119);
     }
 }
