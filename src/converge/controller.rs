@@ -29,7 +29,7 @@ use crate::record::{Choice, Forecast, Sample};
 use crate::units::DowntimeMs;
 pub(super) use switch_cost::FIXED_MS as SWITCH_MS;
 use switch_cost::SwitchCost;
-use view::{Limited, View, rounded_up};
+use view::{InForce, Limited, View, rounded_up};
 
 /// The lines that say what was decided, and why.
 mod say;
@@ -39,6 +39,8 @@ mod slowing;
 mod switch_cost;
 /// What can be reached from here, and by what.
 mod view;
+/// Untouched memory, which misleads QEMU.
+mod zeroes;
 #[cfg(test)]
 mod tests;
 
@@ -68,7 +70,7 @@ const GUARD: f64 = 1.2;
 /// As the deadline comes near, it is looked at so often.
 const GUARD_EVERY_MS: f64 = 500.0;
 /// By this share of the limit QEMU's idea of the rate may be too high.
-const RATE_ERROR: f64 = 0.02;
+const RATE_ERROR: f64 = 0.03;
 /// An end that was promised has come by so much of the time it was to take, or the promise was wrong.
 const LATE: f64 = 1.5;
 const LATE_MS: f64 = 500.0;
@@ -117,6 +119,7 @@ pub struct Controller {
     bandwidth: Bandwidth,
     passes: Passes,
     switch: SwitchCost,
+    zeroes: zeroes::Zeroes,
     pass: u64,
     smallest_pass_bytes: Option<u64>,
     stalled_passes: u32,
@@ -171,6 +174,7 @@ impl Controller {
             bandwidth: Bandwidth::default(),
             passes: Passes::default(),
             switch,
+            zeroes: zeroes::Zeroes::default(),
             pass: 0,
             smallest_pass_bytes: None,
             stalled_passes: 0,
@@ -262,18 +266,28 @@ impl Controller {
         let Some(view) = self.view(moment) else { return self.think_blindly(moment) };
         let running = View { time_left_ms: view.time_left_ms / GUARD, ..view.clone() };
         let largest_ms = self.largest_limit_ms();
-        let plan = running.slowed_to(self.slowing.share()).best_limit(self.limit_ms, largest_ms);
+        let told = if moment.streaming_ms < self.promised_ms && self.promised_ms.is_finite() {
+            InForce::Told
+        } else {
+            InForce::Untold
+        };
+        let plan = running.slowed_to(self.slowing.share()).best_limit(self.limit_ms, largest_ms, told);
         if self.has_dropped(moment.sample.at_ms) && view.time_left_ms > AFTER_DROP_MS {
             self.think_at_ms = moment.sample.at_ms + GUARD_EVERY_MS;
             return self.foretell(&view, plan, moment);
         }
         if self.slowing.percent() > 0
-            && let Some(free) = running.best_limit(self.limit_ms, largest_ms)
+            && let Some(free) = running.best_limit(self.limit_ms, largest_ms, InForce::Untold)
         {
             return Some(self.release(&view, free));
         }
         match plan {
             Some(plan) if plan.limit_ms > self.limit_ms && !self.still_falls(&view) => {
+                let until_ms = self.zeroes.mislead_until_ms();
+                if let Some(until_ms) = until_ms.filter(|until_ms| moment.sample.at_ms < *until_ms) {
+                    self.think_at_ms = until_ms;
+                    return None;
+                }
                 Some(self.raise(&view, plan, moment))
             }
             Some(plan) => {
@@ -309,7 +323,7 @@ impl Controller {
     fn without_end(&mut self, view: &View, moment: &Moment) -> Option<Verdict> {
         // Later than the plan should be, and yet within the time: the fastest that the budget allows.
         if self.limit_ms < self.largest_limit_ms()
-            && view.best_limit(self.limit_ms, self.largest_limit_ms()).is_some()
+            && view.best_limit(self.limit_ms, self.largest_limit_ms(), InForce::Untold).is_some()
         {
             return Some(self.raise_to_all(moment));
         }
@@ -511,6 +525,7 @@ impl Policy for Controller {
     fn observe(&mut self, sample: &Sample, streaming_ms: f64) -> Option<Verdict> {
         self.bandwidth.observe(sample.at_ms, sample.transferred_bytes);
         self.passes.observe(sample);
+        self.zeroes.observe(sample);
         if sample.passes <= 1 {
             self.switch.observe(sample.at_ms, sample.transferred_bytes);
         }

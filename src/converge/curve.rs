@@ -14,9 +14,11 @@
 //!       +------------------------------> t
 //! ```
 //!
-//! What is fitted is a mixture of sets that are each dirtied through in their own time, `W (1 - exp(-t/T))`, and of pages
-//! that are written once and never again (`r t`); by least squares without negative parts (`literature` calls the
-//! sets hot and cold; Clark et al., NSDI 2005, the writable working set).
+//! What is fitted is a mixture of sets that are each dirtied through in their own time, at random, `W (1 - exp(-t/T))`, or
+//! one page after the other, `W min(1, t/T)`, and of pages that are written once and never again (`r t`); by least squares
+//! without negative parts, and of as few sets as will do: the windows have errors, and a mixture of many follows them in
+//! straight lines from one to the next, the least that can be between them (`literature` calls the sets hot and cold;
+//! Clark et al., NSDI 2005, the writable working set).
 
 /// The nearest mixture of columns.
 mod least_squares;
@@ -32,11 +34,24 @@ pub struct Window {
     pub weight: f64,
 }
 
+/// In which order a set is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Written {
+    /// Any page may be the next one.
+    AtRandom,
+    /// Each page once, then all of them again.
+    InTurn,
+}
+
 /// A set of pages, each of which is dirtied again after about this time.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Set {
-    bytes: f64,
-    time_ms: f64,
+pub(super) struct Set {
+    /// How many there are, in bytes.
+    pub(super) bytes: f64,
+    /// After which time a page is dirtied again, in milliseconds.
+    pub(super) time_ms: f64,
+    /// Which is next.
+    pub(super) written: Written,
 }
 
 /// How many distinct bytes are dirtied in a window.
@@ -64,8 +79,10 @@ pub enum Bound {
 
 /// The times of the sets that a mixture may have, from 10 ms to 60 s.
 const SHORTEST_TIME_MS: f64 = 10.0;
-const TIMES: u32 = 40;
-const TIMES_PER_DECADE: f64 = 10.0;
+const TIMES: u32 = 76;
+const TIMES_PER_DECADE: f64 = 20.0;
+/// A set more has to take off so much of the errors, each of them a share of its window: 3 % of a single one.
+const WORTH_OF_A_PART: f64 = 1e-3;
 /// No window is known better than to this share of the largest.
 const RIGHT: f64 = 0.01;
 /// A part that is smaller than this share of the largest window is none.
@@ -148,9 +165,33 @@ impl DirtyCurve {
         Some(high)
     }
 
-    /// The sets of the fit: how many bytes each has, and after which time in milliseconds its pages are dirtied again.
-    pub(super) fn sets(&self) -> impl Iterator<Item = (f64, f64)> + '_ {
-        self.sets.iter().map(|set| (set.bytes, set.time_ms))
+    /// The sets of the fit.
+    pub(super) fn sets(&self) -> &[Set] {
+        &self.sets
+    }
+
+    /// All that is dirtied again and again.
+    pub(super) fn hot_bytes(&self) -> f64 {
+        self.sets.iter().map(|set| set.bytes).sum()
+    }
+
+    /// How much of what the guest dirties in such a window is dirty already, where `dirty_bytes` of `among_bytes` are. What
+    /// is dirty is spread over these, or over all that is ever dirtied again where that is more; pages that are written
+    /// once and never again are others.
+    pub(super) fn again_bytes(
+        &self,
+        length_ms: f64,
+        bound: Bound,
+        dirty_bytes: f64,
+        among_bytes: f64,
+    ) -> f64 {
+        let all = self.hot_bytes();
+        let hot: f64 = self.sets.iter().map(|set| set.share(length_ms) * set.bytes).sum();
+        let fitted = self.fitted(length_ms);
+        if all <= 0.0 || fitted <= 0.0 {
+            return 0.0;
+        }
+        self.bytes(length_ms, bound) * (hot / fitted) * (dirty_bytes / all.max(among_bytes)).min(1.0)
     }
 
     /// What the fit has as written once and never again, in bytes per millisecond.
@@ -179,13 +220,22 @@ impl DirtyCurve {
     }
 
     fn fitted(&self, length_ms: f64) -> f64 {
-        let hot: f64 = self.sets.iter().map(|set| set.bytes * share(length_ms, set.time_ms)).sum();
+        let hot: f64 = self.sets.iter().map(|set| set.bytes * set.share(length_ms)).sum();
         hot + self.cold_bytes_per_ms * length_ms
     }
 }
 
-/// How much of a set is dirtied in a window.
-fn share(length_ms: f64, time_ms: f64) -> f64 {
+impl Set {
+    /// How much of it is dirtied in a window.
+    fn share(&self, length_ms: f64) -> f64 {
+        match self.written {
+            Written::AtRandom => at_random(length_ms, self.time_ms),
+            Written::InTurn => (length_ms / self.time_ms).min(1.0),
+        }
+    }
+}
+
+fn at_random(length_ms: f64, time_ms: f64) -> f64 {
     -(-length_ms / time_ms).exp_m1()
 }
 
@@ -193,8 +243,10 @@ fn share(length_ms: f64, time_ms: f64) -> f64 {
 fn mixture(windows: &[Window]) -> (Vec<Set>, f64) {
     let largest = windows.iter().map(|window| window.dirtied_bytes).fold(1.0, f64::max);
     let longest = windows.iter().map(|window| window.length_ms).fold(0.0, f64::max);
-    let times: Vec<f64> =
-        (0..TIMES).map(|step| SHORTEST_TIME_MS * 10_f64.powf(f64::from(step) / TIMES_PER_DECADE)).collect();
+    let times = (0..TIMES).map(|step| SHORTEST_TIME_MS * 10_f64.powf(f64::from(step) / TIMES_PER_DECADE));
+    // Of one byte each; those that are written at random first, for most guests are nearer to that.
+    let written = |written| times.clone().map(move |time_ms| Set { bytes: 1.0, time_ms, written });
+    let sets: Vec<Set> = written(Written::AtRandom).chain(written(Written::InTurn)).collect();
     // A window is right to a share of itself; one of a rest to a share of the largest.
     let scale =
         |window: &Window| window.weight.sqrt() / window.dirtied_bytes.max(largest * RIGHT).max(4096.0);
@@ -203,12 +255,11 @@ fn mixture(windows: &[Window]) -> (Vec<Set>, f64) {
     };
     // The cold ones first: a single window says nothing of how hot its pages are, and most guests are cold.
     let mut columns = vec![column(&|length_ms| length_ms / longest)];
-    columns.extend(times.iter().map(|&time_ms| column(&|length_ms| share(length_ms, time_ms))));
+    columns.extend(sets.iter().map(|set| column(&|length_ms| set.share(length_ms))));
     let wanted: Vec<f64> = windows.iter().map(|window| window.dirtied_bytes * scale(window)).collect();
-    let parts = least_squares::without_negative_parts(&columns, &wanted);
+    let parts = least_squares::simplest(&columns, &wanted, WORTH_OF_A_PART);
     let cold_bytes_per_ms = parts.first().map_or(0.0, |cold| cold / longest);
-    let sets = times.into_iter().zip(parts.into_iter().skip(1));
-    let sets = sets.map(|(time_ms, bytes)| Set { bytes, time_ms });
+    let sets = sets.into_iter().zip(parts.into_iter().skip(1)).map(|(set, bytes)| Set { bytes, ..set });
     (sets.filter(|set| set.bytes > largest * NOTHING).collect(), cold_bytes_per_ms)
 }
 
@@ -234,8 +285,10 @@ mod tests {
     /// A guest that sweeps its set, one that writes into it at random, one that has a small hot set in a large cold one.
     const GUESTS: [Guest; 3] = [
         ("sweep", |t| (t * 0.8 * MIB).min(64.0 * MIB)),
-        ("uniform", |t| 64.0 * MIB * share(t, 300.0)),
-        ("hot and cold", |t| 16.0 * MIB * share(t, 50.0) + 256.0 * MIB * share(t, 5000.0) + t * 0.01 * MIB),
+        ("uniform", |t| 64.0 * MIB * at_random(t, 300.0)),
+        ("hot and cold", |t| {
+            16.0 * MIB * at_random(t, 50.0) + 256.0 * MIB * at_random(t, 5000.0) + t * 0.01 * MIB
+        }),
     ];
 
     #[test]

@@ -323,8 +323,7 @@ impl Inquiry<'_> {
             return None;
         }
         let share = f64::from(percent) / 100.0;
-        let slower = |window: &Window| Window { length_ms: window.length_ms / (1.0 - share), ..*window };
-        let curve = DirtyCurve::fit(&self.question.windows.iter().map(slower).collect::<Vec<_>>())?;
+        let curve = self.curve.slowed_to(1.0 - share);
         let read = |bound| {
             // Until QEMU begins to throttle it sends what it can of what the guest goes on dirtying.
             let first_ms = THROTTLE_FROM_MS.max(self.in_use_bytes / self.bytes_per_ms);

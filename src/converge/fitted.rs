@@ -10,7 +10,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::bandwidth::as_f64;
-use super::curve::DirtyCurve;
+use super::curve::{DirtyCurve, Set, Written};
 use super::passes::Passes;
 use super::policy::{Consent, Consents, Policy, Throttle, Wish};
 use super::rivals::{PolicyName, whole};
@@ -55,10 +55,14 @@ impl Memory {
     fn mixed(self, curve: Option<&DirtyCurve>) -> Guest {
         let mut guest = Guest::idle(self.total);
         let mut hot_bytes = 0.0;
-        for (bytes, time_ms) in curve.into_iter().flat_map(DirtyCurve::sets) {
+        for &Set { bytes, time_ms, written } in curve.into_iter().flat_map(DirtyCurve::sets) {
             if bytes >= LEAST_SET_BYTES {
                 let rate = at_least_slowly(bytes / time_ms * 1e3);
-                guest = guest.writes(Order::Uniform, at_least_a_page(bytes), rate);
+                let order = match written {
+                    Written::AtRandom => Order::Uniform,
+                    Written::InTurn => Order::Sweep,
+                };
+                guest = guest.writes(order, at_least_a_page(bytes), rate);
                 hot_bytes += bytes;
             }
         }

@@ -80,8 +80,9 @@ impl Course<'_> {
             stream_ms += sending_ms;
             bytes += left - rest;
             // What is dirtied anew of what has not been sent yet is dirty once.
-            let sent_share = if left > 0.0 { 1.0 - rest / left } else { 1.0 };
-            left = rest + self.curve.bytes(into_pass_ms + sending_ms, self.bound) * sent_share;
+            let worked_ms = into_pass_ms + sending_ms;
+            let again = self.curve.again_bytes(worked_ms, self.bound, rest, left);
+            left = rest + self.curve.bytes(worked_ms, self.bound) - again;
             into_pass_ms = 0.0;
             if left <= limit_bytes {
                 return Some(Prospect {
@@ -106,9 +107,12 @@ impl Course<'_> {
         self.curve.plateau_bytes(self.bytes_per_ms, first, self.bound) / self.bytes_per_ms + self.switch_ms
     }
 
-    /// The smallest limit that leads to an end within this time, and to which; nothing where none does.
+    /// The smallest limit from which on all lead to an end within this time, and to which; nothing where none does. Far
+    /// below it another one may do by the figures, on an edge from which a little more would throw it.
     pub fn smallest_limit_within(&self, time_ms: f64) -> Option<Feasible> {
-        const STEPS: u32 = 40;
+        const STEPS: u32 = 20;
+        const SHARE: f64 = 0.95;
+        const LEAST_MS: f64 = 0.1;
         let ends = |limit_ms: f64| {
             let prospect = self.under(limit_ms)?;
             (prospect.stream_ms + prospect.blackout_ms <= time_ms).then_some(Feasible { limit_ms, prospect })
@@ -118,6 +122,12 @@ impl Course<'_> {
             self.left_bytes.max(self.curve.bytes(time_ms, self.bound)) / self.bytes_per_ms * 2.0 + 1.0;
         let mut best = ends(largest)?;
         let (mut low, mut high) = (0.0, largest);
+        while low <= 0.0 && high > LEAST_MS {
+            match ends(high * SHARE) {
+                Some(found) => (best, high) = (found, high * SHARE),
+                None => low = high * SHARE,
+            }
+        }
         for _ in 0..STEPS {
             let middle = f64::midpoint(low, high);
             match ends(middle) {

@@ -181,7 +181,9 @@ impl Passes {
             let bytes_per_ms = sent_bytes / (next.at_ms - pass.begun_ms).max(1.0);
             rest_bytes = rest_bytes.min(as_f64(last.downtime_limit_ms) * bytes_per_ms);
         }
-        let sent_share = 1.0 - rest_bytes / pass.left_bytes.max(1.0);
+        let hot_bytes =
+            if rest_bytes > 0.0 { self.curve().map_or(0.0, |curve| curve.hot_bytes()) } else { 0.0 };
+        let sent_share = 1.0 - rest_bytes / pass.left_bytes.max(hot_bytes).max(1.0);
         if sent_share < SMALLEST_SHARE {
             return;
         }

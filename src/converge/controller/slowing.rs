@@ -5,7 +5,7 @@
 //! strong and short. QEMU moves it at its own looks, a second or four later (it has to find twice that too much was
 //! dirtied; run on 7.2, 10.0, 11.1), so that nothing is judged before it shows in a sample.
 
-use super::view::{Limited, View};
+use super::view::{InForce, Limited, View};
 use super::{Controller, Moment, Verdict, rounded_down, say};
 use crate::converge::bandwidth::as_f64;
 use crate::record::Choice;
@@ -164,7 +164,7 @@ impl Controller {
         self.stalled_passes = 0;
         let percent = self.slowing.percent;
         let slowed = view.slowed_to(self.slowing.share());
-        let plan = slowed.best_limit(self.limit_ms, self.limit_ms);
+        let plan = slowed.best_limit(self.limit_ms, self.limit_ms, InForce::Untold);
         let forecast = plan.filter(|_| percent > 0).map(|plan| self.forecast(view, plan));
         self.told.foretold |= forecast.is_some();
         self.promised_ms = f64::INFINITY;

@@ -6,12 +6,16 @@ use crate::converge::forecast::{Course, Feasible, Prospect};
 
 /// A limit is this share larger than what is to fit it: QEMU compares with the rate of its last 100 ms alone.
 const ROOM: f64 = 1.05;
-/// A limit with which the guest stops only after some passes has so much room: forecasts near the edge are the worst.
-const SURE: f64 = 1.3;
+/// A limit with which the guest stops only after some passes is one that would do as well if the guest wrote so much
+/// faster: near the edge a little more makes an end in seconds one that never comes.
+const FASTER: f64 = 1.6;
 /// A second of streaming is worth so many seconds of blackout. A pass that leaves 5 % less is worth its time.
 const TIME_IS_WORTH: f64 = 0.05;
-/// Another limit is taken only where it is better by this.
-const BETTER: f64 = 1.2;
+/// Another limit is taken where its harm is less than so many times that of the one in force: if that is sure to do, if it
+/// is not, and if it has been told and is kept to.
+const THAN_SURE: f64 = 0.8;
+const THAN_UNSURE: f64 = 2.0;
+const THAN_TOLD: f64 = 0.5;
 /// From one limit to the next that is looked at.
 const STEP: f64 = 1.2;
 /// No forecast reaches further than an hour.
@@ -34,6 +38,13 @@ pub(super) struct View {
     pub(super) switch_ms: f64,
     /// What is left of the time budget, in milliseconds; without one, infinite.
     pub(super) time_left_ms: f64,
+}
+
+/// Whether the limit in force is one whose end has been told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum InForce {
+    Told,
+    Untold,
 }
 
 /// A limit, and what it leads to.
@@ -82,31 +93,33 @@ impl View {
 
     /// Which limit does least harm of those from the one in force to the largest: blackout first, then time. Nothing where
     /// none ends within the time.
-    pub(super) fn best_limit(&self, in_force_ms: u64, largest_ms: u64) -> Option<Limited> {
+    pub(super) fn best_limit(&self, in_force_ms: u64, largest_ms: u64, told: InForce) -> Option<Limited> {
         let in_time = |prospect: &Prospect| prospect.stream_ms + prospect.blackout_ms <= self.time_left_ms;
-        let harm = |prospect: &Prospect| prospect.blackout_ms + TIME_IS_WORTH * prospect.stream_ms;
-        let course = self.course(Bound::Fitted);
+        let harm = |found: &Limited| found.prospect.blackout_ms + TIME_IS_WORTH * found.prospect.stream_ms;
         let found = |limit_ms| {
             let prospect = self.under(limit_ms, Bound::Fitted).filter(in_time)?;
             Some(Limited { limit_ms, prospect })
+        };
+        let faster = self.slowed_to(FASTER);
+        let at_once_ms = self.needed_limit_ms().min(largest_ms);
+        let is_sure = |limit_ms: u64| {
+            limit_ms >= at_once_ms || faster.under(limit_ms, Bound::Fitted).as_ref().is_some_and(in_time)
         };
         let in_force = found(in_force_ms);
         let raised = self
             .limits_above(in_force_ms, largest_ms)
             .into_iter()
-            // With less it must end as well, or at once; of the largest there is no more to be had.
-            .filter(|&limit_ms| {
-                let tighter = course.under(as_f64(limit_ms) / SURE);
-                let is_enough = limit_ms >= self.needed_limit_ms().min(largest_ms);
-                is_enough || tighter.as_ref().is_some_and(in_time)
-            })
+            .filter(|&limit_ms| is_sure(limit_ms))
             .filter_map(found)
-            .min_by(|a, b| harm(&a.prospect).total_cmp(&harm(&b.prospect)));
+            .min_by(|a, b| harm(a).total_cmp(&harm(b)));
+        let than = match told {
+            InForce::Told => THAN_TOLD,
+            InForce::Untold if is_sure(in_force_ms) => THAN_SURE,
+            InForce::Untold => THAN_UNSURE,
+        };
         match (in_force, raised) {
-            (Some(in_force), Some(raised)) if harm(&raised.prospect) * BETTER < harm(&in_force.prospect) => {
-                Some(raised)
-            }
-            (in_force, raised) => in_force.or(raised),
+            (Some(in_force), Some(raised)) if harm(&raised) >= harm(&in_force) * than => Some(in_force),
+            (in_force, raised) => raised.or(in_force),
         }
     }
 

@@ -5,6 +5,68 @@ const WORTH: f64 = 1e-6;
 /// Added to the diagonal, so that columns that look alike have a solution; as a share of it.
 const RIDGE: f64 = 1e-10;
 
+/// The nearest of few columns: one, two, or as many as come nearest of all, where each more has to take off so much of
+/// what is left over (the sum of its squares). What was measured has errors, and a sum of many columns follows these.
+pub(super) fn simplest(columns: &[Vec<f64>], wanted: &[f64], worth: f64) -> Vec<f64> {
+    let left_over = |parts: &[f64]| {
+        let rest = rest(columns, parts, wanted);
+        dot(&rest, &rest)
+    };
+    let one = nearest_one(columns, wanted);
+    let with_one = left_over(&one);
+    if with_one <= worth {
+        return one;
+    }
+    let two = nearest_two(columns, wanted);
+    let many = without_negative_parts(columns, wanted);
+    let taken = many.iter().filter(|part| **part > 0.0).map(|_| worth).sum::<f64>();
+    let options =
+        [(with_one + worth, one), (left_over(&two) + 2.0 * worth, two), (left_over(&many) + taken, many)];
+    options.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)).map_or_else(Vec::new, |(_, parts)| parts)
+}
+
+fn nearest_one(columns: &[Vec<f64>], wanted: &[f64]) -> Vec<f64> {
+    let mut parts = vec![0.0; columns.len()];
+    let mut most = 0.0;
+    for (index, column) in columns.iter().enumerate() {
+        let (square, common) = (dot(column, column), dot(column, wanted));
+        if square > 0.0 && common * common / square > most * (1.0 + WORTH) {
+            most = common * common / square;
+            parts.fill(0.0);
+            parts[index] = common / square;
+        }
+    }
+    parts
+}
+
+/// No two that are nearer where one of them would be negative.
+fn nearest_two(columns: &[Vec<f64>], wanted: &[f64]) -> Vec<f64> {
+    let common: Vec<f64> = columns.iter().map(|column| dot(column, wanted)).collect();
+    let squares: Vec<f64> = columns.iter().map(|column| dot(column, column)).collect();
+    let mut parts = vec![0.0; columns.len()];
+    let mut best = (0.0, None);
+    for second in 1..columns.len() {
+        for first in 0..second {
+            let both = dot(&columns[first], &columns[second]);
+            let apart = squares[first] * squares[second] - both * both;
+            if apart <= squares[first] * squares[second] * WORTH {
+                continue;
+            }
+            let of_first = (common[first] * squares[second] - common[second] * both) / apart;
+            let of_second = (common[second] * squares[first] - common[first] * both) / apart;
+            let explained = of_first * common[first] + of_second * common[second];
+            if of_first > 0.0 && of_second > 0.0 && explained > best.0 * (1.0 + WORTH) {
+                best = (explained, Some(((first, of_first), (second, of_second))));
+            }
+        }
+    }
+    if let Some(((first, of_first), (second, of_second))) = best.1 {
+        parts[first] = of_first;
+        parts[second] = of_second;
+    }
+    parts
+}
+
 /// So much of each column, none of it negative, comes nearest to what is wanted. Of columns that do as well the first
 /// one is taken.
 pub(super) fn without_negative_parts(columns: &[Vec<f64>], wanted: &[f64]) -> Vec<f64> {
@@ -114,6 +176,17 @@ mod tests {
     fn of_columns_that_do_as_well_the_first_is_taken() {
         let parts = without_negative_parts(&[vec![2.0], vec![1.0]], &[4.0]);
         assert!((parts[0] - 2.0).abs() < 1e-6 && parts[1].abs() < 1e-6, "{parts:?}");
+    }
+
+    #[test]
+    fn another_column_is_taken_only_where_it_is_worth_it() {
+        let columns = [vec![1.0, 1.0, 1.0], vec![0.0, 1.0, 0.0], vec![0.0, 0.0, 1.0]];
+        let taken =
+            |wanted: &[f64]| simplest(&columns, wanted, 0.01).iter().filter(|part| **part > 0.0).count();
+        assert_eq!(taken(&[1.0, 1.05, 1.0]), 1);
+        assert_eq!(taken(&[1.0, 1.5, 1.0]), 2);
+        assert_eq!(taken(&[1.0, 1.5, 1.5]), 3);
+        assert_eq!(taken(&[0.0, 0.0, 0.0]), 0);
     }
 
     proptest! {

@@ -6,10 +6,10 @@ use super::numbers::{Random, as_f64};
 use super::throttle::Throttle;
 
 const PAGE_BYTES: u64 = 4096;
-/// One after the other, in milliseconds.
-const LENGTHS_MS: [f64; 5] = [50.0, 100.0, 250.0, 500.0, 1000.0];
+/// One after the other, in milliseconds, as the driver samples.
+const LENGTHS_MS: [f64; 3] = [50.0, 200.0, 1000.0];
 /// Between two: the pages that are watched are read twice, and the question is asked.
-const BETWEEN_MS: f64 = 20.0;
+const BETWEEN_MS: f64 = 10.0;
 /// Of so many pages one is watched.
 const WATCHED: u64 = 16;
 
@@ -40,15 +40,16 @@ impl Sampling {
         sampling
     }
 
-    fn length_ms(&self) -> f64 {
-        LENGTHS_MS.get(self.number % LENGTHS_MS.len()).copied().unwrap_or(1000.0)
+    /// The window that is under way; nothing after the last one.
+    fn length_ms(&self) -> Option<f64> {
+        LENGTHS_MS.get(self.number).copied()
     }
 
     fn begin(&mut self, at_ms: f64) {
         self.writer.run_until(at_ms, &mut Throttle::default());
         self.writer.look(&mut self.pages);
         self.clear();
-        self.ends_at_ms = at_ms + self.length_ms();
+        self.ends_at_ms = at_ms + self.length_ms().unwrap_or(f64::INFINITY);
     }
 
     fn clear(&mut self) {
@@ -58,14 +59,12 @@ impl Sampling {
 
     /// The window that has ended by then, if one has.
     pub(super) fn ended_by(&mut self, now_ms: f64) -> Option<Sampled> {
-        if now_ms < self.ends_at_ms {
-            return None;
-        }
+        let length_ms = self.length_ms().filter(|_| now_ms >= self.ends_at_ms)?;
         let at_ms = self.ends_at_ms;
         self.writer.run_until(at_ms, &mut Throttle::default());
         self.writer.look(&mut self.pages);
         let dirtied = self.estimate(self.pages.count());
-        let sampled = Sampled { at_ms, length_ms: self.length_ms(), dirtied_bytes: dirtied };
+        let sampled = Sampled { at_ms, length_ms, dirtied_bytes: dirtied };
         self.number += 1;
         self.begin(at_ms + BETWEEN_MS);
         Some(sampled)
@@ -99,6 +98,6 @@ mod tests {
             assert!((window.length_ms - length_ms).abs() < 1e-9);
             assert!((window.dirtied_bytes / exact - 1.0).abs() < 0.2, "{window:?} for {exact}");
         }
-        assert_eq!(sampling.ended_by(0.0), None);
+        assert_eq!(sampling.ended_by(1e6), None, "that was the last one");
     }
 }
