@@ -44,9 +44,26 @@ enum Side {
     Below,
 }
 
+/// Whether the guest is in the stream's way: QEMU waits for a processor that sleeps in its throttle each time that it takes the
+/// dirty pages anew, up to a second (run on 10.0 under TCG: 73 of 119 MB/s at 96 %). A slow window says nothing of the link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Guest {
+    Free,
+    Throttled,
+}
+
 impl Bandwidth {
     /// Takes in that so many bytes had been sent at a moment, given in milliseconds since the start.
     pub fn observe(&mut self, at_ms: f64, transferred_bytes: u64) {
+        self.take_in(at_ms, transferred_bytes, Guest::Free);
+    }
+
+    /// The same while the guest is throttled.
+    pub fn observe_throttled(&mut self, at_ms: f64, transferred_bytes: u64) {
+        self.take_in(at_ms, transferred_bytes, Guest::Throttled);
+    }
+
+    fn take_in(&mut self, at_ms: f64, transferred_bytes: u64, guest: Guest) {
         let Some((start_ms, start_bytes)) = self.window_start else {
             self.window_start = Some((at_ms, transferred_bytes));
             return;
@@ -69,6 +86,9 @@ impl Bandwidth {
             Some(share) if share < 1.0 - FAR => Some(Side::Below),
             _ => None,
         };
+        if guest == Guest::Throttled && far == Some(Side::Below) {
+            return;
+        }
         let is_step = far.is_some() && far == self.far;
         self.steps += u32::from(is_step);
         if is_step {
@@ -174,6 +194,20 @@ mod tests {
         assert_eq!(after(&[250, 250, 250, 1000, 1000]), 1000);
         assert_eq!(after(&[1000, 1000, 1000, 250]), 1000);
         assert_eq!(after(&[1000, 1000, 1000, 250, 1000, 250, 1000]), 1000);
+    }
+
+    #[test]
+    fn a_throttled_guest_that_holds_the_stream_up_is_no_slower_link() {
+        let mut bandwidth = Bandwidth::default();
+        for step in 0..8_u32 {
+            bandwidth.observe(f64::from(step) * 250.0, u64::from(step) * 250_000);
+        }
+        for step in 0..8_u32 {
+            bandwidth
+                .observe_throttled(2000.0 + f64::from(step) * 250.0, 1_900_000 + u64::from(step) * 150_000);
+        }
+        assert_eq!((bandwidth.steps(), bandwidth.bytes_per_second()), (0, 1_000_000));
+        assert!(bandwidth.is_settled());
     }
 
     /// As it was measured in the first pass and after it.

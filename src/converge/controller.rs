@@ -211,6 +211,7 @@ impl Controller {
             left_bytes: as_f64(moment.sample.remaining_bytes),
             into_pass_ms: if moment.begins_pass { 0.0 } else { self.passes.into_pass_ms() },
             switch_ms: self.switch_ms(),
+            limit_ms: self.limit_ms,
             time_left_ms: self.time_left_ms(moment.streaming_ms),
         })
     }
@@ -523,7 +524,11 @@ impl Policy for Controller {
 
     /// Takes in a sample; says what is to be done, if anything is. Times are milliseconds since streaming began.
     fn observe(&mut self, sample: &Sample, streaming_ms: f64) -> Option<Verdict> {
-        self.bandwidth.observe(sample.at_ms, sample.transferred_bytes);
+        if slowing::is_in_force(sample) {
+            self.bandwidth.observe_throttled(sample.at_ms, sample.transferred_bytes);
+        } else {
+            self.bandwidth.observe(sample.at_ms, sample.transferred_bytes);
+        }
         self.passes.observe(sample);
         self.zeroes.observe(sample);
         if sample.passes <= 1 {

@@ -238,7 +238,15 @@ impl Inquiry<'_> {
 
     fn course<'a>(&self, curve: &'a DirtyCurve, bound: Bound, left_bytes: f64) -> Course<'a> {
         let bytes_per_ms = self.bytes_per_ms;
-        Course { curve, bound, bytes_per_ms, left_bytes, into_pass_ms: 0.0, switch_ms: SWITCH_MS }
+        Course {
+            curve,
+            bound,
+            bytes_per_ms,
+            left_bytes,
+            into_pass_ms: 0.0,
+            switch_ms: SWITCH_MS,
+            late_ms: 0.0,
+        }
     }
 
     fn whole_course(&self, bound: Bound) -> Course<'_> {

@@ -8,7 +8,7 @@
 use super::view::{InForce, Limited, View};
 use super::{Controller, Moment, Verdict, rounded_down, say};
 use crate::converge::bandwidth::as_f64;
-use crate::record::Choice;
+use crate::record::{Choice, Sample};
 
 /// Passes alike before a guest is slowed down, and for how long: it may rest soon. A throttle can be taken back.
 const ALIKE_PASSES: u32 = 4;
@@ -59,6 +59,11 @@ impl Slowing {
     fn set(&mut self, percent: u8, now_ms: f64) {
         (self.percent, self.told_at_ms, self.in_force) = (percent, now_ms, None);
     }
+}
+
+/// Whether a sample shows a throttle that does anything: an idle one is at 1 %.
+pub(super) fn is_in_force(sample: &Sample) -> bool {
+    sample.throttle_percent > 1
 }
 
 impl Controller {
@@ -115,13 +120,15 @@ impl Controller {
         if !moment.begins_pass {
             return None;
         }
-        if let Some((needed, need)) = self.needed_percent(view)
+        let needed = self.needed_percent(view);
+        if let Some((needed, need)) = needed
             && needed > percent
         {
             self.slowing.set(needed, now_ms);
             return Some(self.throttle(view, say::slowed(needed, need, moment.sample.remaining_bytes)));
         }
-        let is_in_vain = passes >= IN_VAIN_PASSES && now_ms > since_ms + IN_VAIN_MS;
+        // A guest that writes all of its set in one slice is seen to by the passes under the throttle.
+        let is_in_vain = passes >= IN_VAIN_PASSES && (needed.is_none() || now_ms > since_ms + IN_VAIN_MS);
         is_in_vain.then(|| self.slow_in_vain(view, moment))
     }
 

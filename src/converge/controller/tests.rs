@@ -67,6 +67,22 @@ fn the_limit_rises_to_what_a_plateau_needs_and_not_to_the_whole_budget() {
     assert!((11..=12).contains(&raised.next().unwrap()));
 }
 
+/// 262 ms of copy and 35 ms of switch are within 300 ms; a limit has to leave room for what QEMU takes the rate to be.
+#[test]
+fn a_guest_that_only_a_pause_brings_over_is_stopped_where_its_user_consents() {
+    let paused = |pause| {
+        let mut controller = Controller::new(budget(300), Consents { pause, ..Consents::default() });
+        (1..8).find_map(|number| {
+            let at_ms = as_f64(number) * 262.0;
+            let verdict = controller.observe(&pass(number, 26_200_000, at_ms), at_ms)?;
+            (verdict.choice == Choice::Pause).then_some(verdict)
+        })
+    };
+    let forecast = paused(Consent::Given).unwrap().forecast.unwrap();
+    assert!((262.0..=300.0).contains(&forecast.blackout_ms), "{forecast:?}");
+    assert_eq!(paused(Consent::Withheld), None);
+}
+
 /// When a guest whose passes have these sizes, one a second, is given up, and which downtime would do.
 fn given_up(max_time: Option<Duration>, left_bytes: impl Fn(u64) -> u64) -> Option<(u64, u64)> {
     let budget = Budget { max_time, ..budget(300) };

@@ -2,7 +2,7 @@
 
 use crate::converge::bandwidth::as_f64;
 use crate::converge::curve::{Bound, DirtyCurve};
-use crate::converge::forecast::{Course, Feasible, Prospect};
+use crate::converge::forecast::{Course, Feasible, Prospect, TAKEN_IN_MS};
 
 /// A limit is this share larger than what is to fit it: QEMU compares with the rate of its last 100 ms alone.
 const ROOM: f64 = 1.05;
@@ -36,6 +36,8 @@ pub(super) struct View {
     pub(super) into_pass_ms: f64,
     /// What the switch costs besides the copy, in milliseconds.
     pub(super) switch_ms: f64,
+    /// The limit in force.
+    pub(super) limit_ms: u64,
     /// What is left of the time budget, in milliseconds; without one, infinite.
     pub(super) time_left_ms: f64,
 }
@@ -77,7 +79,8 @@ impl View {
 
     /// What comes of a limit; nothing where there is no end.
     pub(super) fn under(&self, limit_ms: u64, bound: Bound) -> Option<Prospect> {
-        self.course(bound).under(as_f64(limit_ms))
+        let late_ms = if limit_ms == self.limit_ms { 0.0 } else { TAKEN_IN_MS };
+        Course { late_ms, ..self.course(bound) }.under(as_f64(limit_ms))
     }
 
     fn course(&self, bound: Bound) -> Course<'_> {
@@ -88,6 +91,7 @@ impl View {
             left_bytes: self.left_bytes,
             into_pass_ms: self.into_pass_ms,
             switch_ms: self.switch_ms,
+            late_ms: 0.0,
         }
     }
 

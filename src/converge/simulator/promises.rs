@@ -5,7 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::converge::{Budget, Consents, Controller};
+use crate::converge::{Budget, Consent, Consents, Controller};
 use crate::record::Choice;
 use crate::units::{DowntimeMs, Size};
 
@@ -64,6 +64,15 @@ fn any_budget() -> impl Strategy<Value = Budget> {
     })
 }
 
+fn any_consents() -> impl Strategy<Value = Consents> {
+    let pause = prop_oneof![Just(Consent::Given), Just(Consent::Withheld)];
+    (proptest::option::of(1_u8..=99), pause).prop_map(|(throttle_percent, pause)| Consents {
+        throttle_percent,
+        pause,
+        ..Consents::default()
+    })
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(500))]
 
@@ -90,6 +99,42 @@ proptest! {
             let latest_ms = max_time.as_secs_f64() * 1e3 + 150.0 + run.outcome.blackout_ms.unwrap_or(0.0);
             prop_assert!(run.outcome.total_ms <= latest_ms, "{:?}", run.outcome);
         }
+    }
+
+    /// Whatever is consented to: no more than that is done, no freeze is longer than the budget, and there is an end.
+    #[test]
+    fn the_controller_does_nothing_that_was_not_consented_to(
+        guest in any_guest(), link in any_link(), budget in any_budget(), consents in any_consents(),
+        sampled in any::<bool>(),
+    ) {
+        let auto_converge = consents.throttle_percent.map(|_| AutoConverge::BY_HAND);
+        let simulator = Simulator::new(guest.clone(), link, Qemu { auto_converge, ..Qemu::default() });
+        let mut controller = Controller::new(budget, consents);
+        let run = if sampled {
+            run_sampled(simulator, guest, &mut controller)
+        } else {
+            run(simulator, &mut controller)
+        };
+        for (_, verdict) in &run.verdicts {
+            match verdict.choice {
+                Choice::Throttle { percent } => {
+                    prop_assert!(percent <= consents.throttle_percent.unwrap_or(0), "{:?}", verdict);
+                    let freeze_ms = 10.0 * f64::from(percent) / f64::from(100 - percent);
+                    prop_assert!(freeze_ms <= numbers::as_f64(budget.max_downtime.milliseconds()), "{:?}", verdict);
+                }
+                Choice::Pause => prop_assert_eq!(consents.pause, Consent::Given),
+                Choice::Limit { downtime_limit_ms } => {
+                    prop_assert!(downtime_limit_ms <= budget.max_downtime.milliseconds(), "{:?}", verdict);
+                }
+                _ => {}
+            }
+        }
+        prop_assert!(consents.throttle_percent.is_some() || run.outcome.throttled_ms <= 0.0);
+        let gave_up = run.verdicts.iter().any(|(_, verdict)| {
+            matches!(verdict.choice, Choice::Infeasible { .. } | Choice::OutOfTime)
+        });
+        prop_assert_eq!(gave_up, run.outcome.blackout_ms.is_none());
+        prop_assert!(run.outcome.total_ms < FOR_EVER_MS, "{:?}", run.outcome);
     }
 
     /// What a driver sees moves as it does with a QEMU, whatever is said meanwhile.
