@@ -21,8 +21,6 @@
 use std::time::Duration;
 
 use super::bandwidth::{Bandwidth, as_f64};
-use super::curve::Bound;
-use super::forecast::Prospect;
 use super::passes::Passes;
 use super::policy::{Consent, Consents, Policy, Throttle, Wish};
 use crate::record::{Choice, Forecast, Sample};
@@ -31,6 +29,8 @@ pub(super) use switch_cost::FIXED_MS as SWITCH_MS;
 use switch_cost::SwitchCost;
 use view::{InForce, Limited, View, rounded_up};
 
+/// What is told of the end.
+mod foretelling;
 /// The lines that say what was decided, and why.
 mod say;
 /// The throttle: when, how much, and when no more.
@@ -69,11 +69,10 @@ const AFTER_DROP_MS: f64 = 3_000.0;
 const GUARD: f64 = 1.2;
 /// As the deadline comes near, it is looked at so often.
 const GUARD_EVERY_MS: f64 = 500.0;
+/// A stream that is by so much faster than it was thought to be is thought of anew.
+const FASTER_LINK: f64 = 1.05;
 /// By this share of the limit QEMU's idea of the rate may be too high.
 const RATE_ERROR: f64 = 0.03;
-/// An end that was promised has come by so much of the time it was to take, or the promise was wrong.
-const LATE: f64 = 1.5;
-const LATE_MS: f64 = 500.0;
 
 /// What the user allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,6 +129,8 @@ pub struct Controller {
     promised_ms: f64,
     /// When it thinks again though no pass has begun.
     think_at_ms: f64,
+    /// The rate of the stream by which it last found no end, in bytes per millisecond.
+    no_end_at_rate: Option<f64>,
     told: Told,
     /// The smallest budgets that would do, a downtime and a time in milliseconds, as a pass last began.
     pair: Option<(u64, u64)>,
@@ -182,6 +183,7 @@ impl Controller {
             standing: Standing::Open,
             promised_ms: f64::INFINITY,
             think_at_ms: f64::INFINITY,
+            no_end_at_rate: None,
             told: Told::default(),
             pair: None,
         }
@@ -257,6 +259,12 @@ impl Controller {
         self.falls() && view.time_left_ms > 2.0 * GUARD * (view.rest_ms() + view.switch_ms)
     }
 
+    /// Whether there may be an end by now that was none: a first pass is often slower than the link is.
+    fn is_faster_than_thought(&self) -> bool {
+        let rates = self.no_end_at_rate.zip(self.bandwidth.bytes_per_ms());
+        rates.is_some_and(|(thought, rate)| rate > thought * FASTER_LINK)
+    }
+
     /// Whether the link has become another since that was last told.
     fn is_another_link(&self) -> bool {
         self.bandwidth.steps() > self.told.steps
@@ -273,6 +281,7 @@ impl Controller {
             InForce::Untold
         };
         let plan = running.slowed_to(self.slowing.share()).best_limit(self.limit_ms, largest_ms, told);
+        self.no_end_at_rate = plan.is_none().then_some(view.bytes_per_ms);
         if self.has_dropped(moment.sample.at_ms) && view.time_left_ms > AFTER_DROP_MS {
             self.think_at_ms = moment.sample.at_ms + GUARD_EVERY_MS;
             return self.foretell(&view, plan, moment);
@@ -435,47 +444,6 @@ impl Controller {
         Some(Verdict { choice: Choice::Pause, reason, forecast: Some(forecast) })
     }
 
-    /// Says what to expect, once, and again when the link has become another.
-    fn foretell(&mut self, view: &View, plan: Option<Limited>, moment: &Moment) -> Option<Verdict> {
-        let prospect = plan.as_ref().map(|plan| &plan.prospect);
-        let reason = match prospect {
-            prospect if self.is_another_link() => {
-                say::link_changed(self.bandwidth.bytes_per_second(), prospect)
-            }
-            Some(prospect) if !self.told.foretold => say::going_on(moment.sample.remaining_bytes, prospect),
-            _ => return None,
-        };
-        self.promise(plan, moment);
-        Some(Verdict { choice: Choice::Wait, reason, forecast: plan.map(|plan| self.forecast(view, plan)) })
-    }
-
-    /// Remembers what was told.
-    fn promise(&mut self, plan: Option<Limited>, moment: &Moment) {
-        let promised = plan.map(|plan| moment.streaming_ms + plan.prospect.stream_ms * LATE + LATE_MS);
-        self.promised_ms = promised.unwrap_or(f64::INFINITY);
-        self.told.foretold |= plan.is_some();
-        self.told.steps = self.bandwidth.steps();
-    }
-
-    fn forecast(&self, view: &View, plan: Limited) -> Forecast {
-        let view = view.slowed_to(self.slowing.share());
-        let Limited { limit_ms, prospect } = plan;
-        let bound = |bound| view.under(limit_ms, bound).map(|prospect: Prospect| prospect.blackout_ms);
-        // QEMU stops the guest at nothing that is above the limit, by its own idea of the rate; and where the end is not
-        // sure, the limit may yet rise to all that the budget allows.
-        let is_sure = bound(Bound::High).is_some();
-        let highest_ms = if is_sure { limit_ms } else { limit_ms.max(self.largest_limit_ms()) };
-        let most_ms = as_f64(highest_ms) * (1.0 + RATE_ERROR) + view.switch_ms * 1.5;
-        let low_ms = bound(Bound::Low).unwrap_or(0.0).min(prospect.blackout_ms).min(view.switch_ms);
-        Forecast {
-            blackout_ms: prospect.blackout_ms,
-            blackout_between_ms: Some((low_ms * 0.8, most_ms.max(prospect.blackout_ms))),
-            stream_ms: Some(prospect.stream_ms),
-            passes: Some(prospect.passes),
-            bytes: Some(rounded_up(prospect.bytes)),
-        }
-    }
-
     /// Says that the budget cannot be kept on this link by anything, once that is measured.
     fn weigh_switch(&mut self, moment: &Moment) -> Option<Verdict> {
         let budget_ms = self.budget.max_downtime.milliseconds();
@@ -494,7 +462,7 @@ impl Controller {
 /// The smallest downtime that would do, and what the whole migration takes with it, both in milliseconds.
 fn pair(view: &View, moment: &Moment) -> Option<(u64, u64)> {
     let found = view.smallest_pair()?;
-    let time_ms = moment.streaming_ms + found.prospect.stream_ms + found.prospect.blackout_ms;
+    let time_ms = moment.streaming_ms + found.slowest_ms;
     Some((rounded_up(found.limit_ms + view.switch_ms), rounded_up(time_ms)))
 }
 
@@ -565,7 +533,8 @@ impl Policy for Controller {
             self.think_at_ms = sample.at_ms;
             return None;
         }
-        let is_due = begins_pass || self.is_another_link() || sample.at_ms >= self.think_at_ms;
+        let has_changed = self.is_another_link() || self.is_faster_than_thought();
+        let is_due = begins_pass || has_changed || sample.at_ms >= self.think_at_ms;
         if !is_due {
             return None;
         }

@@ -376,12 +376,12 @@ impl Inquiry<'_> {
     /// The smallest budgets with which the limit can be raised far enough.
     fn smallest(&self, bound: Bound) -> Option<Pair> {
         let course = self.whole_course(bound);
-        let smallest_ms = course.smallest_limit_within(self.max_time_ms())?.limit_ms;
-        let limit_ms = (smallest_ms * PAIR_MARGIN).ceil().max(TIGHT_LIMIT_MS);
+        let found = course.smallest_limit_within(self.max_time_ms())?;
+        let limit_ms = (found.limit_ms * PAIR_MARGIN).ceil().max(TIGHT_LIMIT_MS);
         let reading = Reading::under(limit_ms, course.under(limit_ms)?);
         Some(Pair {
             max_downtime_ms: whole(limit_ms + SWITCH_MS),
-            max_time_ms: whole(reading.total_ms.ceil()),
+            max_time_ms: whole(reading.total_ms.max(found.slowest_ms).ceil()),
         })
     }
 }

@@ -68,6 +68,16 @@ pub struct Feasible {
     pub limit_ms: f64,
     /// What it leads to.
     pub prospect: Prospect,
+    /// No larger limit takes longer than this until the guest runs again, in milliseconds: the stream ends at one of QEMU's
+    /// looks, and a larger limit may meet a later one.
+    pub slowest_ms: f64,
+}
+
+impl Prospect {
+    /// Until the guest runs again, in milliseconds.
+    pub fn total_ms(&self) -> f64 {
+        self.stream_ms + self.blackout_ms
+    }
 }
 
 impl Course<'_> {
@@ -116,27 +126,35 @@ impl Course<'_> {
     /// below it another one may do by the figures, on an edge from which a little more would throw it.
     pub fn smallest_limit_within(&self, time_ms: f64) -> Option<Feasible> {
         const STEPS: u32 = 20;
-        const SHARE: f64 = 0.95;
+        const STEP: f64 = 1.05;
         const LEAST_MS: f64 = 0.1;
         let ends = |limit_ms: f64| {
             let prospect = self.under(limit_ms)?;
-            (prospect.stream_ms + prospect.blackout_ms <= time_ms).then_some(Feasible { limit_ms, prospect })
+            let slowest_ms = prospect.total_ms();
+            (slowest_ms <= time_ms).then_some(Feasible { limit_ms, prospect, slowest_ms })
         };
         // With so large a limit the guest stops at the next look.
         let largest =
             self.left_bytes.max(self.curve.bytes(time_ms, self.bound)) / self.bytes_per_ms * 2.0 + 1.0;
-        let mut best = ends(largest)?;
-        let (mut low, mut high) = (0.0, largest);
+        // The same steps whatever the time: where one of them does not do, none is looked at below it.
+        let mut high = STEP.powf((largest.ln() / STEP.ln()).ceil());
+        let mut best = ends(high)?;
+        let no_faster = |found: Feasible, before: &Feasible| Feasible {
+            slowest_ms: found.slowest_ms.max(before.slowest_ms),
+            ..found
+        };
+        let mut low = 0.0;
         while low <= 0.0 && high > LEAST_MS {
-            match ends(high * SHARE) {
-                Some(found) => (best, high) = (found, high * SHARE),
-                None => low = high * SHARE,
+            let tried = STEP.powf((high.ln() / STEP.ln()).round() - 1.0);
+            match ends(tried) {
+                Some(found) => (best, high) = (no_faster(found, &best), tried),
+                None => low = tried,
             }
         }
         for _ in 0..STEPS {
             let middle = f64::midpoint(low, high);
             match ends(middle) {
-                Some(found) => (best, high) = (found, middle),
+                Some(found) => (best, high) = (no_faster(found, &best), middle),
                 None => low = middle,
             }
         }

