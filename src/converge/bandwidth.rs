@@ -2,8 +2,8 @@
 //!
 //! What the link carries where nothing else holds the stream up: the fastest of the latest windows. A mean will not do: the
 //! destination has to find its memory in the first pass, and a busy machine sends 15 % less in most of that than in all
-//! that comes after it (100 to 105 of 119 MB/s over a shaped gigabit between two 10.0 on 2 cores). No window is faster than
-//! the link but by what buffers take at once, and that is in the first one.
+//! that comes after it (100 to 105 of 119 MB/s over a shaped gigabit between two 10.0 on 2 cores). A window that is far faster
+//! than the others is one in which buffers were filled again; what the buffers took at once shows in the first one.
 //!
 //! The past is forgotten where the link has become another: two windows in a row that are far from the estimate on the
 //! same side, half a second after the step. A window far below it is remembered as a drop: what cannot be undone is not
@@ -32,6 +32,8 @@ pub struct Bandwidth {
     /// Which way the last window was far from the estimate.
     far: Option<Side>,
     windows: usize,
+    /// The rates of the last window but one and of the last, whatever they were.
+    last_two: (f64, f64),
     steps: u32,
     /// When the link last became slower.
     dropped_at_ms: Option<f64>,
@@ -76,6 +78,7 @@ impl Bandwidth {
         let rate = as_f64(transferred_bytes.saturating_sub(start_bytes)) / elapsed_ms;
         self.window_start = Some((at_ms, transferred_bytes));
         self.windows += 1;
+        self.last_two = (self.last_two.1, rate);
         if self.windows <= FIRST_WINDOWS {
             self.latest = VecDeque::from([rate]);
             self.bytes_per_ms = Some(rate);
@@ -87,11 +90,17 @@ impl Bandwidth {
             _ => None,
         };
         if guest == Guest::Throttled && far == Some(Side::Below) {
+            self.far = None;
             return;
         }
         let is_step = far.is_some() && far == self.far;
-        self.steps += u32::from(is_step);
+        self.far = far.filter(|_| !is_step);
+        // One window that is far from the others is an outlier until the next one agrees with it.
+        if far.is_some() && !is_step {
+            return;
+        }
         if is_step {
+            self.steps += 1;
             self.latest.clear();
             if far == Some(Side::Below) {
                 self.dropped_at_ms = Some(at_ms);
@@ -102,7 +111,6 @@ impl Bandwidth {
             self.latest.pop_front();
         }
         self.bytes_per_ms = self.latest.iter().copied().reduce(f64::max);
-        self.far = far.filter(|_| !is_step);
     }
 
     /// The estimate in bytes per millisecond, once there is one and something moves.
@@ -120,16 +128,24 @@ impl Bandwidth {
         self.steps
     }
 
-    /// Whether the last window was as the ones before: if not, the next one tells whether the link is another.
+    /// Whether the last window was as the ones before: if not, the next one tells whether the link is another. Of a throttled
+    /// guest a slow one tells nothing.
     pub fn is_settled(&self) -> bool {
         self.far.is_none()
     }
 
-    /// The estimate in bytes per second; 0 while there is none.
+    /// The estimate, or the last window where that was slower, in bytes per millisecond: for what cannot be taken back.
+    pub fn careful_bytes_per_ms(&self) -> Option<f64> {
+        self.bytes_per_ms().map(|rate| if self.windows > 0 { rate.min(self.last_two.1) } else { rate })
+    }
+
+    /// What the stream runs at now, in bytes per second: the estimate, or the last two windows where both were slower; 0
+    /// while there is none.
     pub fn bytes_per_second(&self) -> u64 {
+        let now = self.bytes_per_ms.map_or(0.0, |rate| rate.min(self.last_two.0.max(self.last_two.1)));
         // Rates are far below 2^53 and never negative: nothing is lost that a rate means.
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate, never negative")]
-        let rate = (self.bytes_per_ms.unwrap_or(0.0) * 1e3) as u64;
+        let rate = (now * 1e3) as u64;
         rate
     }
 }
@@ -173,7 +189,9 @@ mod tests {
             (at_ms, sent) = (at_ms + 250.0, sent + 250 * rate);
             bandwidth.observe(at_ms, sent);
         }
-        bandwidth.bytes_per_second() / 1000
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a whole number")]
+        let rate = bandwidth.bytes_per_ms().unwrap().round() as u64;
+        rate
     }
 
     #[test]
@@ -194,6 +212,8 @@ mod tests {
         assert_eq!(after(&[250, 250, 250, 1000, 1000]), 1000);
         assert_eq!(after(&[1000, 1000, 1000, 250]), 1000);
         assert_eq!(after(&[1000, 1000, 1000, 250, 1000, 250, 1000]), 1000);
+        assert_eq!(after(&[1000, 1000, 1000, 1400, 1000, 1000]), 1000);
+        assert_eq!(after(&[250, 250, 250, 1000]), 250);
     }
 
     #[test]
@@ -206,8 +226,9 @@ mod tests {
             bandwidth
                 .observe_throttled(2000.0 + f64::from(step) * 250.0, 1_900_000 + u64::from(step) * 150_000);
         }
-        assert_eq!((bandwidth.steps(), bandwidth.bytes_per_second()), (0, 1_000_000));
+        assert_eq!((bandwidth.steps(), bandwidth.bytes_per_ms()), (0, Some(1000.0)));
         assert!(bandwidth.is_settled());
+        assert_eq!((bandwidth.bytes_per_second(), bandwidth.careful_bytes_per_ms()), (600_000, Some(600.0)));
     }
 
     /// As it was measured in the first pass and after it.

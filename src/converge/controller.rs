@@ -1,6 +1,6 @@
 //! The limit that starts low and rises only within the budget; and what is done where no limit will do.
 //!
-//! It thinks as a pass begins, as the link has become another, and as time runs out:
+//! It thinks as a pass begins, as the link has become another or turns out faster, and as time runs out:
 //!
 //! ```text
 //!   is there an end within the budgets?
@@ -10,6 +10,10 @@
 //!     yes, if it stood still now (and its user consents) ....... pause
 //!     no ....................................................... wait for a quiet moment; give up when there is none
 //! ```
+//!
+//! Near an edge a little more makes an end in seconds one that never comes. A limit with which the guest stops only after
+//! some passes is therefore one that would do as well if the guest wrote 1.6 times as fast, or the one in force; and an
+//! end that has been told is kept to, unless another does half the harm.
 //!
 //! When there is none: a guest that is hot now may rest soon, and nobody can tell from a busy moment. Where its user gave
 //! a time (`--max-time`), that is how long a quiet moment is waited for. Where not, it is given up once its passes have
@@ -127,6 +131,8 @@ pub struct Controller {
     standing: Standing,
     /// When the end is to have come by the plan in force, in milliseconds of streaming.
     promised_ms: f64,
+    /// The limit that leads there, in milliseconds.
+    told_limit_ms: Option<u64>,
     /// When it thinks again though no pass has begun.
     think_at_ms: f64,
     /// The rate of the stream by which it last found no end, in bytes per millisecond.
@@ -182,6 +188,7 @@ impl Controller {
             pass_bytes: (0, None),
             standing: Standing::Open,
             promised_ms: f64::INFINITY,
+            told_limit_ms: None,
             think_at_ms: f64::INFINITY,
             no_end_at_rate: None,
             told: Told::default(),
@@ -275,11 +282,8 @@ impl Controller {
         let Some(view) = self.view(moment) else { return self.think_blindly(moment) };
         let running = View { time_left_ms: view.time_left_ms / GUARD, ..view.clone() };
         let largest_ms = self.largest_limit_ms();
-        let told = if moment.streaming_ms < self.promised_ms && self.promised_ms.is_finite() {
-            InForce::Told
-        } else {
-            InForce::Untold
-        };
+        let is_told = self.told_limit_ms == Some(self.limit_ms) && moment.streaming_ms < self.promised_ms;
+        let told = if is_told { InForce::Told } else { InForce::Untold };
         let plan = running.slowed_to(self.slowing.share()).best_limit(self.limit_ms, largest_ms, told);
         self.no_end_at_rate = plan.is_none().then_some(view.bytes_per_ms);
         if self.has_dropped(moment.sample.at_ms) && view.time_left_ms > AFTER_DROP_MS {
@@ -300,6 +304,7 @@ impl Controller {
                 }
                 Some(self.raise(&view, plan, moment))
             }
+            Some(_) if let Some(verdict) = self.doubt_throttle(&view, moment) => Some(verdict),
             Some(plan) => {
                 let eased = self.ease(&view, moment).or_else(|| self.doubt(Some(&view), moment));
                 eased.or_else(|| self.foretell(&view, Some(plan), moment))
@@ -332,7 +337,9 @@ impl Controller {
 
     fn without_end(&mut self, view: &View, moment: &Moment) -> Option<Verdict> {
         // Later than the plan should be, and yet within the time: the fastest that the budget allows.
-        if self.limit_ms < self.largest_limit_ms()
+        let misled = self.zeroes.mislead_until_ms().is_some_and(|until_ms| moment.sample.at_ms < until_ms);
+        if !misled
+            && self.limit_ms < self.largest_limit_ms()
             && view.best_limit(self.limit_ms, self.largest_limit_ms(), InForce::Untold).is_some()
         {
             return Some(self.raise_to_all(moment));
@@ -417,8 +424,11 @@ impl Controller {
     }
 
     fn raise_blindly(&mut self, limit_ms: u64, moment: &Moment) -> Verdict {
+        // The budget's largest limit moves a little with the link: that is no new plan.
+        if as_f64(limit_ms) * NEW_LOW > as_f64(self.limit_ms) {
+            self.stalled_passes = 0;
+        }
         self.limit_ms = limit_ms;
-        self.stalled_passes = 0;
         self.promise(None, moment);
         let reason = say::raised_blindly(moment.sample.remaining_bytes, limit_ms);
         Verdict { choice: Choice::Limit { downtime_limit_ms: self.limit_ms }, reason, forecast: None }
@@ -426,10 +436,12 @@ impl Controller {
 
     /// Stops the guest where what is left fits the budget, which no limit does: QEMU's rate may be off, and is not asked.
     fn pause(&mut self, view: &View, moment: &Moment) -> Option<Verdict> {
-        let blackout_ms = view.rest_ms() + view.switch_ms;
+        let rate = self.bandwidth.careful_bytes_per_ms().unwrap_or(view.bytes_per_ms);
+        let blackout_ms = view.left_bytes / rate + view.switch_ms;
         let fits = blackout_ms <= as_f64(self.budget.max_downtime.milliseconds());
         let in_time = blackout_ms <= view.time_left_ms;
-        if self.consents.pause == Consent::Withheld || !moment.begins_pass || !fits || !in_time {
+        let is_known = moment.begins_pass && self.bandwidth.is_settled();
+        if self.consents.pause == Consent::Withheld || !is_known || !fits || !in_time {
             return None;
         }
         self.standing = Standing::Settled;
@@ -487,6 +499,7 @@ impl Policy for Controller {
         self.standing = Standing::Open;
         self.told = Told { steps: self.told.steps, ..Told::default() };
         // With other budgets another plan may be the best.
+        (self.promised_ms, self.told_limit_ms) = (f64::INFINITY, None);
         self.think_at_ms = 0.0;
     }
 

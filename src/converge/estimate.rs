@@ -8,7 +8,7 @@
 //!
 //! The actions are those of `literature` section 4.5. What each costs is the work that the guest loses: the blackout,
 //! and what a throttle takes from it before. A throttle of `p` makes the guest dirty as if time went slower, `D((1-p) t)`,
-//! so its curve is fitted through the same windows, each longer by `1/(1-p)`.
+//! so that its curve is the same one, stretched by `1/(1-p)`.
 
 use std::time::Duration;
 
@@ -130,7 +130,7 @@ pub struct Prospected {
     pub lost_ms: Option<f64>,
 }
 
-/// Budgets with which waiting and raising the limit does, and with a tenth less of either does not.
+/// Budgets with which waiting and raising the limit does, and with a tenth less downtime does not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Pair {
     /// The downtime budget in milliseconds.

@@ -68,7 +68,7 @@ pub struct Feasible {
     pub limit_ms: f64,
     /// What it leads to.
     pub prospect: Prospect,
-    /// No larger limit takes longer than this until the guest runs again, in milliseconds: the stream ends at one of QEMU's
+    /// No larger limit that was tried takes longer than this until the guest runs again, in milliseconds: the stream ends at one of QEMU's
     /// looks, and a larger limit may meet a later one.
     pub slowest_ms: f64,
 }
@@ -122,7 +122,7 @@ impl Course<'_> {
         self.curve.plateau_bytes(self.bytes_per_ms, first, self.bound) / self.bytes_per_ms + self.switch_ms
     }
 
-    /// The smallest limit from which on all lead to an end within this time, and to which; nothing where none does. Far
+    /// The smallest limit from which on all, in steps of 5 %, lead to an end within this time; nothing where none does. Far
     /// below it another one may do by the figures, on an edge from which a little more would throw it.
     pub fn smallest_limit_within(&self, time_ms: f64) -> Option<Feasible> {
         const STEPS: u32 = 20;

@@ -17,7 +17,7 @@ const MOST_WINDOWS: usize = 16;
 const HALF_LIFE_MS: f64 = 10_000.0;
 /// What a sampled window counts beside one of a pass.
 const SAMPLED: f64 = 0.25;
-/// A pass of which less than this share was sent tells too little.
+/// A pass of which less than this share was sent, or of what the guest dirties at all, tells too little.
 const SMALLEST_SHARE: f64 = 0.2;
 
 /// Passes that leave as much as each other, to this share of the largest, are the same guest at the same work.
@@ -145,7 +145,8 @@ impl Passes {
 
     /// The curve that all this shows; nothing before there is a window.
     pub fn curve(&self) -> Option<DirtyCurve> {
-        let now_ms = self.last.map_or(0.0, |last| last.at_ms);
+        // Older than the newest of them: with nothing new to know, nothing changes.
+        let now_ms = self.seen.iter().chain(&self.sampled).map(|seen| seen.at_ms).fold(0.0, f64::max);
         let aged = |seen: &Seen| {
             let age = (now_ms - seen.at_ms).max(0.0) / HALF_LIFE_MS;
             Window { weight: seen.window.weight * 0.5_f64.powf(age), ..seen.window }

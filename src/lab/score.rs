@@ -108,8 +108,10 @@ impl Score {
             ]
         };
         let rows: Vec<_> = self.goals.iter().map(row).collect();
-        let heading =
-            format!("Forecasts at pass 2: {} of {} guests that were moved", self.foretold, self.moved);
+        let heading = format!(
+            "Forecasts at pass 2: {} of {} guests that were moved over a steady link",
+            self.foretold, self.moved
+        );
         let columns = ["forecast", "as near", "wanted", "median error", "90th percentile", "largest", "goal"];
         table(&heading, &columns, 1, &rows)
     }

@@ -35,6 +35,7 @@ impl Controller {
     pub(super) fn promise(&mut self, plan: Option<Limited>, moment: &Moment) {
         let promised = plan.map(|plan| moment.streaming_ms + plan.prospect.stream_ms * LATE + LATE_MS);
         self.promised_ms = promised.unwrap_or(f64::INFINITY);
+        self.told_limit_ms = plan.map(|plan| plan.limit_ms);
         self.told.foretold |= plan.is_some();
         self.told.steps = self.bandwidth.steps();
     }

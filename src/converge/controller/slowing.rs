@@ -132,6 +132,20 @@ impl Controller {
         is_in_vain.then(|| self.slow_in_vain(view, moment))
     }
 
+    /// A throttle of which an end is expected that does not come: QEMU never moves it, or passes get no smaller.
+    pub(super) fn doubt_throttle(&mut self, view: &View, moment: &Moment) -> Option<Verdict> {
+        let now_ms = moment.sample.at_ms;
+        let is_in_vain = self.slowing.percent > 0
+            && match self.slowing.in_force {
+                None => now_ms > self.slowing.told_at_ms + NEVER_MS,
+                Some((since_ms, passes)) => {
+                    let stalls = self.stalled_passes >= super::STALLED_PASSES;
+                    moment.begins_pass && stalls && passes >= IN_VAIN_PASSES && now_ms > since_ms + IN_VAIN_MS
+                }
+            };
+        is_in_vain.then(|| self.slow_in_vain(view, moment))
+    }
+
     /// Takes note of the throttle that a sample shows.
     pub(super) fn watch_throttle(&mut self, moment: &Moment) {
         if self.slowing.percent == 0 || moment.sample.throttle_percent < u64::from(self.slowing.percent) {

@@ -68,7 +68,7 @@ pub(super) struct Slowdown {
 }
 
 impl View {
-    /// The same moment with a guest that has so much of its time, from 0 to 1.
+    /// The same moment with a guest that has so much of its time, from 0 to 1, or that is so much faster.
     pub(super) fn slowed_to(&self, share: f64) -> Self {
         Self {
             curve: self.curve.slowed_to(share),
@@ -95,8 +95,8 @@ impl View {
         }
     }
 
-    /// Which limit does least harm of those from the one in force to the largest: blackout first, then time. Nothing where
-    /// none ends within the time.
+    /// Which limit does least harm of those from the one in force to the largest, in blackout and in time: of those that are
+    /// sure to do, or the one in force where that does much less harm or was told. Nothing where none ends within the time.
     pub(super) fn best_limit(&self, in_force_ms: u64, largest_ms: u64, told: InForce) -> Option<Limited> {
         let in_time = |prospect: &Prospect| prospect.stream_ms + prospect.blackout_ms <= self.time_left_ms;
         let harm = |found: &Limited| found.prospect.blackout_ms + TIME_IS_WORTH * found.prospect.stream_ms;

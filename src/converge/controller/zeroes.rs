@@ -1,13 +1,13 @@
 //! Memory that is sent as nothing: while QEMU passes over untouched pages, the link empties what its buffers held.
 //!
 //! They are filled again at once, faster than the link is, and QEMU takes that for the link's rate for one window of 100 ms:
-//! what it then thinks to fit the limit takes up to 26 ms more in 100 (3 MB on a gigabit). No limit is raised before that
-//! window is over.
+//! what it then thinks to fit the limit takes up to 26 ms more in 100 (3 MB on a gigabit). No limit is raised by a plan before
+//! that window is over.
 
 use crate::record::Sample;
 
-/// The window in which it happened, and the one in which the buffers were filled again.
-const MISLEADING_MS: f64 = 200.0;
+/// The buffers are full again after 26 ms, and QEMU's window in which they were filled is over 100 ms later.
+const MISLEADING_MS: f64 = 130.0;
 /// So much less sent than done is what other pages are rounded by.
 const LEAST_BYTES: u64 = 1 << 20;
 
@@ -22,13 +22,14 @@ pub(super) struct Zeroes {
 impl Zeroes {
     /// Takes in a sample. From the second pass on nothing is untouched.
     pub(super) fn observe(&mut self, sample: &Sample) {
-        if sample.passes > 1 {
-            return;
+        let before = self.last.take();
+        let left = if sample.passes > 1 { 0 } else { sample.remaining_bytes };
+        if sample.passes <= 1 {
+            self.last = Some((sample.transferred_bytes, left));
         }
-        let now = (sample.transferred_bytes, sample.remaining_bytes);
-        if let Some((sent, remaining)) = self.last.replace(now) {
-            let done = remaining.saturating_sub(now.1);
-            if done > now.0.saturating_sub(sent) + LEAST_BYTES {
+        if let Some((sent, remaining)) = before {
+            let done = remaining.saturating_sub(left);
+            if done > sample.transferred_bytes.saturating_sub(sent) + LEAST_BYTES {
                 self.met_at_ms = Some(sample.at_ms);
             }
         }
