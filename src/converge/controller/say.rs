@@ -6,6 +6,9 @@ use super::view::Slowdown;
 use crate::converge::forecast::Prospect;
 use crate::units::{show_bytes, show_duration};
 
+/// An end after so many passes comes at once.
+const AT_ONCE: u32 = 2;
+
 /// A time in milliseconds as people read it.
 pub(super) fn time(ms: f64) -> String {
     show_duration(Duration::from_secs_f64(ms.clamp(0.0, 1e12) / 1e3))
@@ -31,7 +34,13 @@ pub(super) fn link_changed(bytes_per_second: u64, prospect: Option<&Prospect>) -
 
 /// The limit rises because there is no better end.
 pub(super) fn raised(left_bytes: u64, prospect: &Prospect) -> String {
-    format!("passes stay near {}, more would bring little: {}", show_bytes(left_bytes), end(prospect))
+    let left = show_bytes(left_bytes);
+    // It stops at the next looks, or after some more passes.
+    if prospect.passes <= AT_ONCE {
+        format!("passes stay near {left}, more would bring little: {}", end(prospect))
+    } else {
+        format!("{left} left, waiting for less brings little: {}", end(prospect))
+    }
 }
 
 /// The limit rises though no end is certain.
