@@ -218,7 +218,7 @@ impl Reading {
     fn under(limit_ms: f64, prospect: Prospect) -> Self {
         let needs_ms = if limit_ms > TIGHT_LIMIT_MS { limit_ms + SWITCH_MS } else { prospect.blackout_ms };
         Self {
-            total_ms: prospect.stream_ms + prospect.blackout_ms,
+            total_ms: prospect.total_ms(),
             blackout_ms: prospect.blackout_ms,
             needs_ms: needs_ms.max(prospect.blackout_ms),
             bytes: prospect.bytes,
@@ -308,7 +308,7 @@ impl Inquiry<'_> {
         let course = self.whole_course(bound);
         let within = |time_ms| {
             let tight = course.under(TIGHT_LIMIT_MS);
-            let is_enough = tight.is_some_and(|tight| tight.stream_ms + tight.blackout_ms <= time_ms);
+            let is_enough = tight.is_some_and(|tight| tight.total_ms() <= time_ms);
             let smallest = || Some(course.smallest_limit_within(time_ms)?.limit_ms.max(TIGHT_LIMIT_MS));
             if is_enough { Some(TIGHT_LIMIT_MS) } else { smallest() }
         };
@@ -338,7 +338,7 @@ impl Inquiry<'_> {
             let left = self.curve.plateau_bytes(self.bytes_per_ms, self.in_use_bytes, bound);
             let then = self.course(&curve, bound, left).under(limit_ms)?;
             Some(Reading {
-                total_ms: first_ms + then.stream_ms + then.blackout_ms,
+                total_ms: first_ms + then.total_ms(),
                 blackout_ms: then.blackout_ms,
                 needs_ms: then.blackout_ms,
                 bytes: first_ms * self.bytes_per_ms + then.bytes,

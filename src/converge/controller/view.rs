@@ -98,7 +98,7 @@ impl View {
     /// Which limit does least harm of those from the one in force to the largest, in blackout and in time: of those that are
     /// sure to do, or the one in force where that does much less harm or was told. Nothing where none ends within the time.
     pub(super) fn best_limit(&self, in_force_ms: u64, largest_ms: u64, told: InForce) -> Option<Limited> {
-        let in_time = |prospect: &Prospect| prospect.stream_ms + prospect.blackout_ms <= self.time_left_ms;
+        let in_time = |prospect: &Prospect| prospect.total_ms() <= self.time_left_ms;
         let harm = |found: &Limited| found.prospect.blackout_ms + TIME_IS_WORTH * found.prospect.stream_ms;
         let found = |limit_ms| {
             let prospect = self.under(limit_ms, Bound::Fitted).filter(in_time)?;
